@@ -1,0 +1,1 @@
+"""Where arithmetic meets the machine: devices and memory order, compiled kernels, reused buffers."""

@@ -1,0 +1,115 @@
+"""Average pooling, with windows of one size or (adaptive) as many windows as the output has pixels.
+
+Both are one loop over windows given as arrays: where each begins, where it ends, and what its sum is divided by.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from minivgg.backends.array import nchw, nhwc
+from minivgg.backends.jit import kernel, prange
+from minivgg.ops.windows import check_gradient, check_nchw, output_size, pair
+
+
+class AvgPoolCache(NamedTuple):
+    """`rows` and `cols` (2, OH) and (2, OW): each window's begin and end. `area` (OH, OW): what divides its sum."""
+
+    x_shape: tuple
+    rows: np.ndarray
+    cols: np.ndarray
+    area: np.ndarray
+
+
+@kernel
+def _forward(x, y, rows, cols, area):
+    N, OH, OW, C = y.shape
+    for task in prange(N * OH):
+        n, oh = divmod(np.intp(task), OH)
+        for ow in range(OW):
+            for c in range(C):
+                y[n, oh, ow, c] = 0
+            for h in range(rows[0, oh], rows[1, oh]):
+                for w in range(cols[0, ow], cols[1, ow]):
+                    for c in range(C):
+                        y[n, oh, ow, c] += x[n, h, w, c]
+            for c in range(C):
+                y[n, oh, ow, c] /= area[oh, ow]
+
+
+@kernel
+def _backward(dy, dx, rows, cols, area):
+    N, H, _, C = dx.shape
+    _, OH, OW, _ = dy.shape
+    for task in prange(N * H):  # a row of dx belongs to one thread, also where windows overlap
+        n, h = divmod(np.intp(task), H)
+        for oh in range(OH):
+            if rows[0, oh] <= h < rows[1, oh]:
+                for ow in range(OW):
+                    for w in range(cols[0, ow], cols[1, ow]):
+                        for c in range(C):
+                            dx[n, h, w, c] += dy[n, oh, ow, c] / area[oh, ow]
+
+
+def _pool(x, rows, cols, area):
+    y = np.empty((x.shape[0], rows.shape[1], cols.shape[1], x.shape[1]), x.dtype)
+    area = area.astype(x.dtype)
+    _forward(nhwc(x), y, rows, cols, area)
+    return nchw(y), AvgPoolCache(x.shape, rows, cols, area)
+
+
+def avgpool2d_forward(x, kernel_size, stride=None, padding=0, count_include_pad=True):
+    """y[n, c, oh, ow] = the mean of x over the window that begins at (oh, ow)·stride − padding.
+
+    x (N, C, H, W) → y (N, C, OH, OW), OH = (H + 2·padding − KH) // stride + 1. `stride` defaults to the window. Padded
+    places count as zeros, or, with `count_include_pad=False`, not at all.
+
+    Cost: N·C·OH·OW·KH·KW additions. Raises ValueError if a window does not fit, or could lie in the padding alone.
+    """
+    check_nchw("avgpool2d", x)
+    window, padding = pair(kernel_size, "kernel_size"), pair(padding, "padding")
+    stride = window if stride is None else pair(stride, "stride")
+    if padding[0] > window[0] // 2 or padding[1] > window[1] // 2:
+        raise ValueError(f"avgpool2d: padding {padding} must be at most half the window {window}")
+    size = x.shape[2:]
+    bounds = []
+    for s, o, k, t, p in zip(
+        size, output_size("avgpool2d", size, window, stride, padding), window, stride, padding, strict=True
+    ):
+        begin = np.arange(o) * t - p
+        bounds.append(np.stack([np.maximum(begin, 0), np.minimum(begin + k, s)]))
+    rows, cols = bounds
+    if count_include_pad:
+        area = np.full((rows.shape[1], cols.shape[1]), window[0] * window[1])
+    else:
+        area = np.outer(rows[1] - rows[0], cols[1] - cols[0])
+    return _pool(x, rows, cols, area)
+
+
+def adaptive_avgpool2d_forward(x, output_size):
+    """x (N, C, H, W) → y (N, C, OH, OW) = `output_size`, each output the mean of its share of the input.
+
+    Window i of OH covers rows ⌊i·H/OH⌋ to ⌈(i+1)·H/OH⌉ (PyTorch's rule), so windows may overlap by a row, and an
+    output larger than the input repeats pixels. Backward is `avgpool2d_backward`. Cost: about N·C·H·W additions.
+    """
+    check_nchw("adaptive_avgpool2d", x)
+    bounds = []
+    for s, o in zip(x.shape[2:], pair(output_size, "output_size"), strict=True):
+        if o < 1:
+            raise ValueError(f"adaptive_avgpool2d: output_size must be at least 1, got {output_size}")
+        i = np.arange(o)
+        bounds.append(np.stack([i * s // o, -(-(i + 1) * s // o)]))
+    rows, cols = bounds
+    return _pool(x, rows, cols, np.outer(rows[1] - rows[0], cols[1] - cols[0]))
+
+
+def avgpool2d_backward(dy, cache: AvgPoolCache):
+    """dx (N, C, H, W): every dy (N, C, OH, OW) shared out evenly over its window."""
+    (N, C, H, W), rows, cols, area = cache
+    check_gradient("avgpool2d_backward", dy, (N, C, *area.shape), area.dtype)
+    dx = np.zeros((N, H, W, C), dy.dtype)
+    _backward(nhwc(dy), dx, rows, cols, area)
+    return nchw(dx)
+
+
+adaptive_avgpool2d_backward = avgpool2d_backward

@@ -1,0 +1,134 @@
+"""im2col: copy what every output pixel looks at into one row of a matrix, and let one matrix product do the rest.
+
+With channels-last memory everything is a row of contiguous runs:
+
+    columns  (rows, KH·KW·C)    row = one output pixel (n, oh, ow)
+    filters  (O,    KH·KW·C)    row = one filter, memory order (O, KH, KW, C)
+    y        (rows, O)          = columns · filtersᵀ                  forward
+    dw       (O, KH·KW·C)       = dyᵀ · columns                       grad_weight
+    dcolumns (rows, KH·KW·C)    = dy · filters, added back into dx    grad_input; the adding back is col2im
+
+The matrix repeats every input pixel up to KH·KW times: 110 MiB an image for VGG-16's conv1_2. So it is never held
+whole. Output rows are taken in chunks that fit the workspace (64 MiB unless told; see `backends.workspace`), and the
+chunk's memory is reused. A 1×1 convolution with stride 1 gathers nothing: its columns *are* x.
+
+Cost: 2·N·OH·OW·O·KH·KW·C FLOP a pass, and the column matrix once written and once read.
+Source: Chellapilla, Puri, Simard, High Performance Convolutional Neural Networks for Document Processing (2006), §4.1.
+"""
+
+import numpy as np
+
+from minivgg.backends import workspace
+from minivgg.backends.array import nchw, nhwc
+from minivgg.backends.jit import kernel, prange
+from minivgg.ops.conv2d.spec import Algorithm, ConvSpec
+
+
+@kernel
+def _gather(x, columns, first, stride, padding):
+    """im2col of the output rows first, first + 1, …: x (N, H, W, C) → columns (rows, OW, KH, KW, C)."""
+    _, H, W, C = x.shape
+    rows, OW, KH, KW, _ = columns.shape
+    OH = (H + 2 * padding[0] - KH) // stride[0] + 1
+    for r in prange(rows):
+        n, oh = divmod(first + r, OH)
+        for ow in range(OW):
+            for kh in range(KH):
+                h = oh * stride[0] - padding[0] + kh
+                for kw in range(KW):
+                    v = ow * stride[1] - padding[1] + kw
+                    if 0 <= h < H and 0 <= v < W:
+                        for c in range(C):
+                            columns[r, ow, kh, kw, c] = x[n, h, v, c]
+                    else:
+                        for c in range(C):
+                            columns[r, ow, kh, kw, c] = 0
+
+
+@kernel
+def _scatter_add(columns, dx, first, stride, padding):
+    """col2im, the adjoint of `_gather`: add columns (rows, OW, KH, KW, C) onto dx (N, H, W, C) where they came from.
+
+    Every row of dx that the chunk touches is the work of one thread, which looks for the columns that overlap it: no
+    two threads write to the same place, and the order of the additions is always the same.
+    """
+    _, H, W, C = dx.shape
+    rows, OW, KH, KW, _ = columns.shape
+    OH = (H + 2 * padding[0] - KH) // stride[0] + 1
+    first_image = first // OH
+    images = (first + rows - 1) // OH - first_image + 1
+    for task in prange(images * H):
+        n, h = first_image + task // H, task % H
+        for kh in range(KH):
+            oh, remainder = divmod(h + padding[0] - kh, stride[0])
+            r = n * OH + oh - first
+            if remainder != 0 or oh < 0 or oh >= OH or r < 0 or r >= rows:
+                continue
+            for ow in range(OW):
+                for kw in range(KW):
+                    v = ow * stride[1] - padding[1] + kw
+                    if 0 <= v < W:
+                        for c in range(C):
+                            dx[n, h, v, c] += columns[r, ow, kh, kw, c]
+
+
+def _chunks(spec: ConvSpec, dtype):
+    """Yield (first output row, column matrix (rows, OW, KH, KW, C) to fill), together all N·OH output rows."""
+    row_bytes = spec.OW * spec.columns * dtype.itemsize
+    at_once = max(1, min(spec.N * spec.OH, workspace.limit() // row_bytes))
+    for first in range(0, spec.N * spec.OH, at_once):
+        rows = min(at_once, spec.N * spec.OH - first)
+        yield first, workspace.buffer("im2col", (rows, spec.OW, spec.KH, spec.KW, spec.C), dtype)
+
+
+def _columns_of(x, spec: ConvSpec):
+    """Yield (slice of output pixels, their columns (pixels, KH·KW·C)), chunk by chunk."""
+    if spec.is_pointwise:
+        yield slice(None), nhwc(x).reshape(-1, spec.C)
+        return
+    x = nhwc(x)
+    for first, columns in _chunks(spec, x.dtype):
+        _gather(x, columns, first, spec.stride, spec.padding)
+        yield _pixels(first, columns), columns.reshape(-1, spec.columns)
+
+
+def _pixels(first: int, columns) -> slice:
+    rows, OW = columns.shape[:2]
+    return slice(first * OW, (first + rows) * OW)
+
+
+def forward(x, w, spec: ConvSpec):
+    filters = nhwc(w).reshape(spec.O, spec.columns)
+    y = np.empty((spec.N * spec.OH * spec.OW, spec.O), x.dtype)
+    for pixels, columns in _columns_of(x, spec):
+        np.matmul(columns, filters.T, out=y[pixels])
+    return nchw(y.reshape(spec.N, spec.OH, spec.OW, spec.O))
+
+
+def grad_weight(dy, x, spec: ConvSpec):
+    dy = nhwc(dy).reshape(-1, spec.O)
+    dw = np.zeros((spec.O, spec.columns), dy.dtype)
+    for pixels, columns in _columns_of(x, spec):
+        dw += dy[pixels].T @ columns
+    return nchw(dw.reshape(spec.O, spec.KH, spec.KW, spec.C))
+
+
+def grad_input(dy, w, spec: ConvSpec):
+    dy = nhwc(dy).reshape(-1, spec.O)
+    filters = nhwc(w).reshape(spec.O, spec.columns)
+    if spec.is_pointwise:
+        return nchw((dy @ filters).reshape(spec.N, spec.H, spec.W, spec.C))
+    dx = np.zeros((spec.N, spec.H, spec.W, spec.C), dy.dtype)
+    for first, columns in _chunks(spec, dy.dtype):
+        np.matmul(dy[_pixels(first, columns)], filters, out=columns.reshape(-1, spec.columns))
+        _scatter_add(columns, dx, first, spec.stride, spec.padding)
+    return nchw(dx)
+
+
+def supports(spec: ConvSpec, device: str) -> str | None:
+    return None if device == "cpu" else "im2col runs on the CPU only, so far"
+
+
+ALGORITHM = Algorithm(
+    "im2col", "any geometry, one BLAS product in bounded memory", forward, grad_input, grad_weight, supports
+)

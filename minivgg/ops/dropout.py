@@ -1,0 +1,85 @@
+"""Dropout whose mask is never stored: a counter-based generator makes the same mask again in the backward pass.
+
+Philox4x32-10 turns a counter (which element, which call) and a key (the seed) into four random words by ten rounds of
+multiplying and mixing. There is no state: element i of call k is the same number on every device, in every memory
+order, whatever ran before.
+
+Source: Salmon, Moraes, Dror, Shaw, Parallel Random Numbers: As Easy as 1, 2, 3 (SC 2011), §3.3; inverted scaling as
+in Srivastava et al., Dropout (JMLR 2014), §10.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from minivgg.backends.array import empty_like, memory_run
+from minivgg.backends.jit import kernel, njit, prange
+from minivgg.ops.windows import check_gradient
+
+_LOW = np.uint64(0xFFFFFFFF)
+_32 = np.uint64(32)
+_M0, _M1 = np.uint64(0xD2511F53), np.uint64(0xCD9E8D57)  # the multipliers of the two halves
+_W0, _W1 = np.uint64(0x9E3779B9), np.uint64(0xBB67AE85)  # golden ratio and √3 − 1: what the key grows by each round
+
+
+class DropoutCache(NamedTuple):
+    """All that it takes to make the mask again."""
+
+    p: float
+    seed: int
+    call: int
+    shape: tuple
+    dtype: np.dtype
+
+
+@njit(cache=True)
+def philox(c0, c1, c2, c3, k0, k1):
+    """Philox4x32-10: four counter words and two key words → four random words, each a uint64 below 2³²."""
+    for _ in range(10):
+        p0 = _M0 * c0
+        p1 = _M1 * c2
+        c0, c1, c2, c3 = (p1 >> _32) ^ c1 ^ k0, p1 & _LOW, (p0 >> _32) ^ c3 ^ k1, p0 & _LOW
+        k0 = (k0 + _W0) & _LOW
+        k1 = (k1 + _W1) & _LOW
+    return c0, c1, c2, c3
+
+
+@kernel
+def _apply(x, y, C, P, seed, call, threshold, scale):
+    """y = x · scale where the element's random word reaches the threshold, else 0; x, y in memory order (n, P, C)."""
+    k0, k1 = seed & _LOW, seed >> _32
+    c2, c3 = call & _LOW, call >> _32
+    for m in prange(x.size):
+        pixel, c = divmod(np.intp(m), C)
+        n, p = divmod(pixel, P)
+        i = np.uint64((n * C + c) * P + p)  # the element's number in (N, C, H, W) order
+        counter = i >> np.uint64(2)
+        words = philox(counter & _LOW, counter >> _32, c2, c3, k0, k1)
+        y[m] = x[m] * scale if words[i & np.uint64(3)] >= threshold else 0
+
+
+def _masked(x, p: float, seed: int, call: int):
+    y = empty_like(x)
+    channels_last = x.ndim == 4 and not x.flags.c_contiguous
+    C, P = (x.shape[1], x.shape[2] * x.shape[3]) if channels_last else (1, 1)
+    threshold, scale = np.uint64(round(p * 2**32)), x.dtype.type(1 / (1 - p))
+    _apply(memory_run(x), memory_run(y), C, P, np.uint64(seed), np.uint64(call), threshold, scale)
+    return y
+
+
+def dropout_forward(x, p=0.5, *, seed=0, call=0):
+    """y = x / (1 − p) with probability 1 − p, else 0, for each element by itself: the expectation of y is x.
+
+    x of any shape, 0 ≤ p < 1. `seed` (64 bits) names the generator, `call` (64 bits) the mask: count it up each time.
+    Cost: ten rounds of integer arithmetic for each element; no mask is kept. Raises ValueError for another p.
+    """
+    if not 0 <= p < 1:
+        raise ValueError(f"dropout: p must be in [0, 1), got {p}")
+    return _masked(x, p, seed, call), DropoutCache(p, seed, call, x.shape, x.dtype)
+
+
+def dropout_backward(dy, cache: DropoutCache):
+    """dx = dy under the same mask and scale, made again from the counter."""
+    p, seed, call, shape, dtype = cache
+    check_gradient("dropout_backward", dy, shape, dtype)
+    return _masked(dy, p, seed, call)
