@@ -57,7 +57,7 @@ def empty_like(x):
 
 
 def memory_run(x):
-    """The elements of `x` as one contiguous vector in *memory* order: a view, or a copy if `x` is in neither of the two orders.
+    """The elements of `x` as one vector in *memory* order: a view, or a copy if `x` is in neither of the two orders.
 
     For elementwise work, which may walk any order as long as every operand walks the same one (see `ordered_like`).
     """

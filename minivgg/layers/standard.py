@@ -1,0 +1,257 @@
+"""The layers themselves: each an op of `minivgg.ops`, its options, and the parameters that it learns."""
+
+import math
+
+import numpy as np
+
+from minivgg.backends.array import nchw
+from minivgg.layers.base import Layer, Param
+from minivgg.ops.avgpool import adaptive_avgpool2d_forward, avgpool2d_backward, avgpool2d_forward
+from minivgg.ops.batchnorm import batchnorm_backward, batchnorm_forward, running_average
+from minivgg.ops.conv2d import ConvSpec, conv2d_backward, conv2d_forward
+from minivgg.ops.dropout import dropout_backward, dropout_forward
+from minivgg.ops.flatten import flatten_backward, flatten_forward
+from minivgg.ops.linear import linear_backward, linear_forward
+from minivgg.ops.lrn import lrn_backward, lrn_forward
+from minivgg.ops.maxpool import maxpool2d_backward, maxpool2d_forward
+from minivgg.ops.relu import relu_backward, relu_forward
+from minivgg.ops.sigmoid import sigmoid_backward, sigmoid_forward
+from minivgg.ops.windows import output_size, pair
+
+
+def _short(size: tuple[int, int]) -> str:
+    """(3, 3) → 3, (3, 5) → (3, 5), as people write it."""
+    return str(size[0] if size[0] == size[1] else size)
+
+
+def _window(layer, stride: tuple[int, int]) -> str:
+    """The window of a convolution or pool as its constructor takes it, leaving out a stride that is the default."""
+    parts = [_short(layer.kernel_size)]
+    parts += [f"stride={_short(layer.stride)}"] if layer.stride != stride else []
+    parts += [f"padding={_short(layer.padding)}"] if layer.padding != (0, 0) else []
+    return ", ".join(parts)
+
+
+class Conv2d(Layer):
+    """Convolution; see `ops.conv2d.conv2d_forward`. Weights (O, C, KH, KW) and biases (O,) start at zero: initialise
+    them with `minivgg.models.initialise`. `algorithm` is a rung of the ladder, or "auto"."""
+
+    def __init__(
+        self,
+        in_channels,
+        out_channels,
+        kernel_size,
+        stride=1,
+        padding=0,
+        bias=True,
+        *,
+        algorithm="auto",
+        dtype=np.float32,
+    ):
+        self.kernel_size, self.stride = pair(kernel_size, "kernel_size"), pair(stride, "stride")
+        self.padding, self.algorithm = pair(padding, "padding"), algorithm
+        self.weight = Param(nchw(np.zeros((out_channels, *self.kernel_size, in_channels), dtype)))  # channels last
+        self.bias = Param(np.zeros(out_channels, dtype)) if bias else None
+
+    def _forward(self, x, train):
+        b = self.bias.data if self.bias else None
+        options = {"stride": self.stride, "padding": self.padding, "algorithm": self.algorithm}
+        return conv2d_forward(x, self.weight.data, b, **options)
+
+    def _backward(self, dy, cache, need_dx):
+        dx, dw, db = conv2d_backward(dy, cache, need_dx=need_dx)
+        self.weight.accumulate(dw)
+        if self.bias:
+            self.bias.accumulate(db)
+        return dx
+
+    def spec(self, shape: tuple) -> ConvSpec:
+        """The geometry for an input of `shape` (N, C, H, W)."""
+        return ConvSpec.of(shape, self.weight.data.shape, self.stride, self.padding)
+
+    def output_shape(self, shape):
+        return self.spec(shape).y_shape
+
+    def __repr__(self):
+        O, C = self.weight.data.shape[:2]
+        extras = "" if self.bias else ", bias=False"
+        return f"Conv2d({C}, {O}, {_window(self, (1, 1))}{extras})"
+
+
+class Linear(Layer):
+    """y = x·wᵀ + b, weights (O, F) and biases (O,), which start at zero: see `minivgg.models.initialise`."""
+
+    def __init__(self, in_features, out_features, bias=True, *, dtype=np.float32):
+        self.weight = Param(np.zeros((out_features, in_features), dtype))
+        self.bias = Param(np.zeros(out_features, dtype)) if bias else None
+
+    def _forward(self, x, train):
+        return linear_forward(x, self.weight.data, self.bias.data if self.bias else None)
+
+    def _backward(self, dy, cache, need_dx):
+        dx, dw, db = linear_backward(dy, cache, need_dx=need_dx)
+        self.weight.accumulate(dw)
+        if self.bias:
+            self.bias.accumulate(db)
+        return dx
+
+    def output_shape(self, shape):
+        O, F = self.weight.data.shape
+        if shape[1:] != (F,):
+            raise ValueError(f"Linear takes (N, {F}), got {shape}")
+        return shape[0], O
+
+    def __repr__(self):
+        O, F = self.weight.data.shape
+        return f"Linear({F}, {O})"
+
+
+class BatchNorm2d(Layer):
+    """Batch normalisation over (N, C, H, W) or (N, C); at test time with the running averages gathered in training."""
+
+    buffers = ("running_mean", "running_var")
+
+    def __init__(self, num_features, eps=1e-5, momentum=0.1, *, dtype=np.float32):
+        self.eps, self.momentum = eps, momentum
+        self.weight, self.bias = Param(np.ones(num_features, dtype)), Param(np.zeros(num_features, dtype))
+        self.running_mean, self.running_var = np.zeros(num_features, dtype), np.ones(num_features, dtype)
+
+    def _forward(self, x, train):
+        weight, bias = self.weight.data, self.bias.data
+        if not train:
+            return batchnorm_forward(x, weight, bias, mean=self.running_mean, var=self.running_var, eps=self.eps)
+        y, cache = batchnorm_forward(x, weight, bias, eps=self.eps)
+        self.running_mean, self.running_var = running_average(self.running_mean, self.running_var, cache, self.momentum)
+        return y, cache
+
+    def _backward(self, dy, cache, need_dx):
+        dx, dweight, dbias = batchnorm_backward(dy, cache)
+        self.weight.accumulate(dweight)
+        self.bias.accumulate(dbias)
+        return dx
+
+    def __repr__(self):
+        return f"BatchNorm2d({len(self.weight.data)})"
+
+
+class _Pool(Layer):
+    def __init__(self, kernel_size, stride=None, padding=0):
+        self.kernel_size, self.padding = pair(kernel_size, "kernel_size"), pair(padding, "padding")
+        self.stride = self.kernel_size if stride is None else pair(stride, "stride")
+
+    def output_shape(self, shape):
+        N, C, H, W = shape
+        return N, C, *output_size(type(self).__name__, (H, W), self.kernel_size, self.stride, self.padding)
+
+    def __repr__(self):
+        return f"{type(self).__name__}({_window(self, self.kernel_size)})"
+
+
+class MaxPool2d(_Pool):
+    """The largest value of each window; see `ops.maxpool`."""
+
+    def _forward(self, x, train):
+        return maxpool2d_forward(x, self.kernel_size, self.stride, self.padding)
+
+    def _backward(self, dy, cache, need_dx):
+        return maxpool2d_backward(dy, cache)
+
+
+class AvgPool2d(_Pool):
+    """The mean of each window; see `ops.avgpool`."""
+
+    def _forward(self, x, train):
+        return avgpool2d_forward(x, self.kernel_size, self.stride, self.padding)
+
+    def _backward(self, dy, cache, need_dx):
+        return avgpool2d_backward(dy, cache)
+
+
+class AdaptiveAvgPool2d(Layer):
+    """Means over as many windows as the output has pixels: any image size in, one size out."""
+
+    def __init__(self, output_size):
+        self.output_size = pair(output_size, "output_size")
+
+    def _forward(self, x, train):
+        return adaptive_avgpool2d_forward(x, self.output_size)
+
+    def _backward(self, dy, cache, need_dx):
+        return avgpool2d_backward(dy, cache)
+
+    def output_shape(self, shape):
+        return *shape[:2], *self.output_size
+
+    def __repr__(self):
+        return f"AdaptiveAvgPool2d({_short(self.output_size)})"
+
+
+class ReLU(Layer):
+    """max(x, 0)."""
+
+    def _forward(self, x, train):
+        return relu_forward(x)
+
+    def _backward(self, dy, cache, need_dx):
+        return relu_backward(dy, cache)
+
+
+class Sigmoid(Layer):
+    """1 / (1 + e⁻ˣ)."""
+
+    def _forward(self, x, train):
+        return sigmoid_forward(x)
+
+    def _backward(self, dy, cache, need_dx):
+        return sigmoid_backward(dy, cache)
+
+
+class Dropout(Layer):
+    """Each element dropped with probability p when training. `seed` names the generator (`minivgg.models.initialise`
+    gives every layer its own), `calls` counts the masks drawn so far."""
+
+    def __init__(self, p=0.5, *, seed=0):
+        if not 0 <= p < 1:
+            raise ValueError(f"Dropout: p must be in [0, 1), got {p}")
+        self.p, self.seed, self.calls = p, seed, 0
+
+    def _forward(self, x, train):
+        if not train:
+            return x, None
+        self.calls += 1
+        return dropout_forward(x, self.p, seed=self.seed, call=self.calls)
+
+    def _backward(self, dy, cache, need_dx):
+        return dy if cache is None else dropout_backward(dy, cache)
+
+    def __repr__(self):
+        return f"Dropout({self.p})"
+
+
+class LocalResponseNorm(Layer):
+    """Each value divided by a power of its neighbours' energy across channels; see `ops.lrn`."""
+
+    def __init__(self, size=5, alpha=1e-4, beta=0.75, k=1.0):
+        self.size, self.alpha, self.beta, self.k = size, alpha, beta, k
+
+    def _forward(self, x, train):
+        return lrn_forward(x, self.size, self.alpha, self.beta, self.k)
+
+    def _backward(self, dy, cache, need_dx):
+        return lrn_backward(dy, cache)
+
+    def __repr__(self):
+        return f"LocalResponseNorm({self.size}, alpha={self.alpha}, beta={self.beta}, k={self.k})"
+
+
+class Flatten(Layer):
+    """(N, C, H, W) → (N, C·H·W)."""
+
+    def _forward(self, x, train):
+        return flatten_forward(x)
+
+    def _backward(self, dy, cache, need_dx):
+        return flatten_backward(dy, cache)
+
+    def output_shape(self, shape):
+        return shape[0], math.prod(shape[1:])

@@ -1,0 +1,142 @@
+"""The VGG family as data: every configuration of Simonyan & Zisserman 2015, table 1, and two well-known teachers' nets.
+
+A configuration is five stages, each ended by a 2×2 max-pool. A number is a 3×3 convolution with so many filters,
+padding 1, and a ReLU; `256:1` is a 1×1 convolution; `LRN` is local response normalisation.
+"""
+
+from functools import partial
+
+import numpy as np
+
+from minivgg.errors import BadInput
+from minivgg.layers import (
+    AdaptiveAvgPool2d,
+    BatchNorm2d,
+    Conv2d,
+    Dropout,
+    Flatten,
+    Linear,
+    LocalResponseNorm,
+    MaxPool2d,
+    ReLU,
+    Sequential,
+)
+from minivgg.models.initializers import initialise
+
+CONFIGURATIONS = {
+    "A": "64 | 128 | 256 256 | 512 512 | 512 512",
+    "A-LRN": "64 LRN | 128 | 256 256 | 512 512 | 512 512",
+    "B": "64 64 | 128 128 | 256 256 | 512 512 | 512 512",
+    "C": "64 64 | 128 128 | 256 256 256:1 | 512 512 512:1 | 512 512 512:1",
+    "D": "64 64 | 128 128 | 256 256 256 | 512 512 512 | 512 512 512",
+    "E": "64 64 | 128 128 | 256 256 256 256 | 512 512 512 512 | 512 512 512 512",
+}
+
+
+def _stage(stage: str, channels: int, width: float, batch_norm: bool, options: dict) -> tuple[list, int]:
+    """The layers of one stage, and how many channels come out of it."""
+    layers = []
+    for token in stage.split():
+        if token == "LRN":
+            layers.append(LocalResponseNorm(size=5, alpha=5e-4, beta=0.75, k=2.0))
+            continue
+        filters, _, size = token.partition(":")
+        kernel, out = int(size or 3), max(1, round(int(filters) * width))
+        layers.append(Conv2d(channels, out, kernel, padding=kernel // 2, **options))
+        layers += [BatchNorm2d(out, dtype=options["dtype"])] if batch_norm else []
+        layers.append(ReLU())
+        channels = out
+    return [*layers, MaxPool2d(2)], channels
+
+
+def _classifier(features: int, width: int, classes: int, dropout: float, dtype) -> Sequential:
+    """FC, ReLU, dropout, FC, ReLU, dropout, FC, in torchvision's order: parameters at 0, 3 and 6."""
+    return Sequential(
+        Linear(features, width, dtype=dtype),
+        ReLU(),
+        Dropout(dropout),
+        Linear(width, width, dtype=dtype),
+        ReLU(),
+        Dropout(dropout),
+        Linear(width, classes, dtype=dtype),
+    )
+
+
+def vgg(
+    configuration: str = "D",
+    *,
+    batch_norm: bool = False,
+    classes: int = 1000,
+    channels: int = 3,
+    input_size: int = 224,
+    width: float = 1.0,
+    classifier_width: int = 4096,
+    dropout: float = 0.5,
+    init: str = "he",
+    seed: int = 0,
+    algorithm: str = "auto",
+    dtype=np.float32,
+) -> Sequential:
+    """A VGG: x (N, channels, H, W) → scores (N, classes), with torchvision's layer and parameter names.
+
+    `configuration` is the paper's letter, a key of `CONFIGURATIONS`. `width` multiplies the number of filters. Images
+    of other sizes than `input_size` (a pixel count, at least 32) are taken too, from 32 up: the last feature map is
+    averaged down to input_size // 32 pixels, at most 7, each way, before the classifier. `init` and `seed` are those
+    of `initialise`, except "lsuv", which needs images; `algorithm` is that of every convolution.
+
+    Raises BadInput for an unknown configuration or a size, width or count out of range.
+    """
+    if configuration not in CONFIGURATIONS:
+        raise BadInput(f'no VGG configuration "{configuration}"; there are {", ".join(CONFIGURATIONS)}')
+    if input_size < 32:
+        raise BadInput(f"a VGG halves its input five times, so input_size must be at least 32, got {input_size}")
+    if min(classes, channels, classifier_width) < 1 or not width > 0:
+        raise BadInput(
+            "classes, channels, classifier_width and width must be positive, "
+            f"got {classes}, {channels}, {classifier_width} and {width}"
+        )
+    features, pixels, in_channels = [], min(7, input_size // 32), channels
+    for stage in CONFIGURATIONS[configuration].split("|"):
+        layers, in_channels = _stage(stage, in_channels, width, batch_norm, {"algorithm": algorithm, "dtype": dtype})
+        features += layers
+    model = Sequential(
+        {
+            "features": Sequential(*features),
+            "avgpool": AdaptiveAvgPool2d(pixels),
+            "flatten": Flatten(),
+            "classifier": _classifier(in_channels * pixels**2, classifier_width, classes, dropout, dtype),
+        }
+    )
+    return initialise(model, init, seed=seed)
+
+
+vgg11, vgg13, vgg16, vgg19 = (partial(vgg, c) for c in "ABDE")
+vgg11_bn, vgg13_bn, vgg16_bn, vgg19_bn = (partial(vgg, c, batch_norm=True) for c in "ABDE")
+
+
+def _of_blocks(stages: str, channels: int, classes: int, pixels: int | None, init: str, seed: int) -> Sequential:
+    blocks, in_channels = {}, channels
+    for i, stage in enumerate(stages.split("|"), start=1):
+        layers, in_channels = _stage(stage, in_channels, 1.0, False, {"dtype": np.float32})
+        blocks[f"block{i}"] = Sequential(*layers)
+    if pixels is not None:
+        blocks["avgpool"] = AdaptiveAvgPool2d(pixels)
+    blocks["flatten"] = Flatten()
+    blocks["classifier"] = _classifier(in_channels * 7 * 7, 4096, classes, 0.5, np.float32)
+    return initialise(Sequential(blocks), init, seed=seed)
+
+
+def block_vgg(*, classes: int = 1000, channels: int = 3, init: str = "he", seed: int = 0) -> Sequential:
+    """Five blocks of two 3×3 convolutions, an adaptive average pool to 7×7, and the classifier.
+
+    Configuration B with its blocks named: `model.block3` is a layer of its own. (1, 3, 224, 224) → (1, classes).
+    """
+    return _of_blocks(CONFIGURATIONS["B"], channels, classes, 7, init, seed)
+
+
+def keras_vgg11(*, classes: int = 10, channels: int = 1, init: str = "he", seed: int = 0) -> Sequential:
+    """The VGG-11 that Keras courses build for Fashion-MNIST at 224×224: blocks of 1, 1, 2, 2, 2 convolutions.
+
+    Grey 224×224 images, no other size; feature maps of 112, 56, 28, 14 and 7 pixels after its five blocks.
+    """
+    return _of_blocks(CONFIGURATIONS["A"], channels, classes, None, init, seed)
