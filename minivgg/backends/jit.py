@@ -28,7 +28,7 @@ def kernel(function):
 
     Launches from several Python threads queue up, because the workqueue layer ends the process if two run at once.
     """
-    compiled = njit(parallel=True, cache=True, error_model="numpy", fastmath={"contract"})(function)
+    compiled = njit(parallel=True, cache=True, nogil=True, error_model="numpy", fastmath={"contract"})(function)
 
     @functools.wraps(function)
     def launch(*arguments):

@@ -1,0 +1,228 @@
+"""The training loop: batches through the network, gradients back, a step of the optimiser, and nothing hidden.
+
+A `Trainer` stands at an exact place (epoch, batch) and can be saved and restored there: the data order, the
+augmentation and the dropout masks are functions of that place, so that a resumed run is the run that never stopped,
+bit for bit.
+"""
+
+import math
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import numpy as np
+from tqdm import tqdm
+
+from minivgg.errors import BadInput
+from minivgg.layers import Dropout, Layer, walk_forward
+from minivgg.ops.softmax_cross_entropy import softmax_cross_entropy_backward, softmax_cross_entropy_forward
+from minivgg.training.checkpoints import select
+from minivgg.training.loader import Loader
+from minivgg.training.optim import Optimizer, clip_gradients
+from minivgg.training.schedules import Schedule
+
+
+class Diverged(BadInput):
+    """The loss stopped being a number. The message says where that began."""
+
+
+class Stopped(Exception):
+    """Training was interrupted, and has been saved."""
+
+
+@dataclass
+class Evaluation:
+    """How a network does on a set: mean loss, accuracy in [0, 1], scores (N, classes) and labels (N,)."""
+
+    loss: float
+    accuracy: float
+    scores: np.ndarray
+    labels: np.ndarray
+
+
+def evaluate(model: Layer, loader: Loader, progress: bool = False) -> Evaluation:
+    """Run `model` over every batch of `loader`, at test time."""
+    scores, labels = [], []
+    for x, y in tqdm(loader.epoch(0), "testing", len(loader), leave=False, disable=not progress, unit="batch"):
+        scores.append(model.forward(x))
+        labels.append(y)
+    scores, labels = np.concatenate(scores), np.concatenate(labels)
+    loss, _ = softmax_cross_entropy_forward(scores, labels)
+    return Evaluation(float(loss), float((scores.argmax(axis=1) == labels).mean()), scores, labels)
+
+
+@dataclass
+class Trainer:
+    """A network in training. `lr` is the peak rate, which `schedule` scales; `history` has one row an epoch."""
+
+    model: Layer
+    train: Loader
+    test: Loader
+    optimizer: Optimizer
+    schedule: Schedule
+    lr: float
+    epochs: int
+    label_smoothing: float = 0.0
+    clip_norm: float | None = None
+    epoch: int = 0
+    batch: int = 0
+    history: list[dict] = field(default_factory=list)
+    _sums: dict[str, float] = field(default_factory=lambda: {"loss": 0.0, "correct": 0, "images": 0, "seconds": 0.0})
+
+    def step(self, x, labels) -> tuple[float, int]:
+        """One step on a batch: forward, loss, backward, update. Returns (loss, how many were right).
+
+        Raises Diverged, before the update, if the loss is not finite.
+        """
+        scores = self.model.forward(x, train=True)
+        loss, cache = softmax_cross_entropy_forward(scores, labels, self.label_smoothing)
+        if not math.isfinite(loss):
+            raise Diverged(
+                f"the loss is {loss} at epoch {self.epoch + 1}, batch {self.batch + 1}: {first_bad(self.model, x)}; "
+                f"try a learning rate below {self.lr}, a warm-up or gradient clipping"
+            )
+        self.model.zero_grad()
+        self.model.backward(softmax_cross_entropy_backward(1, cache), need_dx=False)
+        if self.clip_norm is not None:
+            clip_gradients(self.optimizer.params, self.clip_norm)
+        self.optimizer.step(self.lr * self.schedule(self.epoch + (self.batch + 1) / len(self.train)))
+        return float(loss), int((scores.argmax(axis=1) == labels).sum())
+
+    def fit(self, save: Callable[[], None] = lambda: None, *, save_minutes: float = 5, progress: bool = True) -> None:
+        """Train up to the last epoch. `save()` is called after every epoch, and within one every `save_minutes`.
+
+        Ctrl-C ends it after the step in hand: `save()` is called and Stopped raised. A second Ctrl-C does not wait.
+        """
+        with _interruptible() as interrupted:
+            while self.epoch < self.epochs:
+                last_save = time.monotonic()
+                with _progress_bar(self, progress) as bar:
+                    for x, labels in self.train.epoch(self.epoch, start=self.batch):
+                        self._count(x, labels)
+                        bar.set_postfix_str(self._summary(), refresh=False)
+                        bar.update()
+                        if interrupted.is_set() and self.batch < len(self.train):
+                            save()
+                            raise Stopped
+                        if time.monotonic() - last_save > 60 * save_minutes:
+                            save()
+                            last_save = time.monotonic()
+                    self._end_epoch(bar, progress)
+                save()
+                if interrupted.is_set():
+                    raise Stopped
+
+    def _count(self, x, labels) -> None:
+        began = time.perf_counter()
+        loss, correct = self.step(x, labels)
+        self.batch += 1
+        elapsed = time.perf_counter() - began
+        for name, value in {"loss": loss * len(x), "correct": correct, "images": len(x), "seconds": elapsed}.items():
+            self._sums[name] += value
+
+    def _end_epoch(self, bar: tqdm, progress: bool) -> None:
+        result = evaluate(self.model, self.test, progress)
+        n, seconds = self._sums["images"], self._sums["seconds"]
+        row = {
+            "epoch": self.epoch + 1,
+            "lr": self.lr * self.schedule(self.epoch + 1),
+            "train_loss": self._sums["loss"] / n,
+            "train_accuracy": self._sums["correct"] / n,
+            "test_loss": result.loss,
+            "test_accuracy": result.accuracy,
+            "seconds": round(seconds, 3),
+            "images_per_second": round(n / seconds, 1),
+        }
+        self.history.append(row)
+        bar.set_postfix_str(f"{self._summary()}, test loss {result.loss:.3f}, test accuracy {result.accuracy:.2%}")
+        self.schedule.observe(1 - result.accuracy)
+        self.epoch, self.batch = self.epoch + 1, 0
+        self._sums = dict.fromkeys(self._sums, 0)
+
+    def _summary(self) -> str:
+        n = self._sums["images"]
+        speed = n / max(self._sums["seconds"], 1e-9)
+        return f"loss {self._sums['loss'] / n:.3f}, accuracy {self._sums['correct'] / n:.2%}, {speed:,.0f} images/s"
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """Everything that a checkpoint must hold as arrays: the network's and the optimiser's."""
+        model = {f"model.{name}": value for name, value in self.model.state_dict().items()}
+        return model | {f"optimizer.{name}": value for name, value in self.optimizer.state.items()}
+
+    def place(self) -> dict:
+        """Everything else that a checkpoint must hold, as JSON-able values."""
+        calls = {name: layer.calls for name, layer in self.model.walk() if isinstance(layer, Dropout)}
+        return {
+            "epoch": self.epoch,
+            "batch": self.batch,
+            "optimizer_steps": self.optimizer.steps,
+            "dropout_calls": calls,
+            "schedule": self.schedule.state(),
+            "sums": self._sums,
+            "history": self.history,
+        }
+
+    def restore(self, arrays: dict[str, np.ndarray], place: dict) -> None:
+        """Stand where `arrays()` and `place()` were taken. Raises BadInput where they belong to another network."""
+        try:
+            self.model.load_state_dict(select(arrays, "model."))
+            self.optimizer.load_state(select(arrays, "optimizer."), place["optimizer_steps"])
+            for name, layer in self.model.walk():
+                if isinstance(layer, Dropout):
+                    layer.calls = place["dropout_calls"][name]
+            self.schedule.restore(place["schedule"])
+            self.epoch, self.batch = place["epoch"], place["batch"]
+            self._sums, self.history = dict(place["sums"]), list(place["history"])
+        except KeyError as error:
+            raise BadInput(f"the checkpoint lacks {error}: it belongs to another network") from None
+        except ValueError as error:
+            raise BadInput(f"the checkpoint does not fit: {error}") from None
+
+
+def first_bad(model: Layer, x) -> str:
+    """Where a forward of `x` (a training batch) first meets a number that is not finite, in words."""
+    if not np.isfinite(x).all():
+        return "the input already holds values that are not finite"
+    previous = ("the input", None)
+    for name, layer, inputs in walk_forward(model, x, train=True):
+        if not np.isfinite(inputs).all():
+            break
+        weights = [key for key, p in layer.named_params().items() if not np.isfinite(p.data).all()]
+        if weights:
+            return f"{name}.{weights[0]} ({layer}) holds values that are not finite"
+        previous = (name, layer)
+    return f"the first output that is not finite is that of {previous[0]} ({previous[1]})"
+
+
+def _progress_bar(trainer: Trainer, progress: bool) -> tqdm:
+    digits = len(str(trainer.epochs))
+    return tqdm(
+        desc=f"epoch {trainer.epoch + 1:{digits}}/{trainer.epochs}",
+        total=len(trainer.train),
+        initial=trainer.batch,
+        disable=not progress,
+        unit="batch",
+        bar_format="{desc} {percentage:3.0f}% |{bar:20}| {elapsed}<{remaining} {postfix}",
+    )
+
+
+@contextmanager
+def _interruptible() -> Iterator[threading.Event]:
+    """An event that Ctrl-C sets instead of raising in the middle of a step; a second Ctrl-C raises as usual."""
+    interrupted = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield interrupted
+        return
+
+    def note(signum, frame):
+        interrupted.set()
+        signal.signal(signal.SIGINT, before)
+
+    before = signal.signal(signal.SIGINT, note)
+    try:
+        yield interrupted
+    finally:
+        signal.signal(signal.SIGINT, before)

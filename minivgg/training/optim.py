@@ -1,0 +1,96 @@
+"""Optimisers: one fused pass over each parameter, its gradient and its state.
+
+Weight decay is added to the gradient (L2, as in the paper) of weights alone: biases and batch norm's vectors go free.
+"""
+
+import math
+
+import numpy as np
+
+from minivgg.backends.array import memory_run
+from minivgg.backends.jit import kernel, prange
+from minivgg.layers import Param
+
+
+@kernel
+def _sgd(w, g, v, lr, momentum, decay):
+    for i in prange(w.size):
+        v[i] = momentum * v[i] + (g[i] + decay * w[i])
+        w[i] -= lr * v[i]
+
+
+@kernel
+def _adam(w, g, m, v, lr, beta1, beta2, rest1, rest2, correction1, correction2, eps, decay):
+    for i in prange(w.size):
+        gradient = g[i] + decay * w[i]
+        m[i] = beta1 * m[i] + rest1 * gradient
+        v[i] = beta2 * v[i] + rest2 * gradient * gradient
+        w[i] -= lr * (m[i] / correction1) / (np.sqrt(v[i] / correction2) + eps)
+
+
+class Optimizer:
+    """Steps parameters (name → `Param`) down their gradients. State arrays are named `<slot>.<parameter>`."""
+
+    slots: tuple[str, ...] = ()
+
+    def __init__(self, params: dict[str, Param], weight_decay: float = 0.0):
+        self.params, self.weight_decay, self.steps = params, weight_decay, 0
+        self.state = {f"{slot}.{name}": np.zeros_like(p.data) for slot in self.slots for name, p in params.items()}
+
+    def step(self, lr: float) -> None:
+        """One update with learning rate `lr`, in place. Parameters without a gradient stay as they are."""
+        self.steps += 1
+        for name, p in self.params.items():
+            if p.grad is not None:
+                state = [memory_run(self.state[f"{slot}.{name}"]) for slot in self.slots]
+                decay = self.weight_decay if p.data.ndim > 1 else 0.0
+                self._update(memory_run(p.data), memory_run(p.grad), state, lr, decay)
+
+    def load_state(self, state: dict[str, np.ndarray], steps: int) -> None:
+        """Go on from a saved `state` and count of steps. Raises ValueError where names or shapes differ."""
+        if state.keys() != self.state.keys() or any(state[k].shape != v.shape for k, v in self.state.items()):
+            raise ValueError(f"{type(self).__name__}: the saved state belongs to another network or optimiser")
+        for name, value in self.state.items():
+            value[...] = state[name]
+        self.steps = steps
+
+
+class SGD(Optimizer):
+    """v ← momentum·v + (g + decay·w);  w ← w − lr·v, as in Simonyan & Zisserman 2015, §3.1 (momentum 0.9, decay 5e-4)."""
+
+    slots = ("momentum",)
+
+    def __init__(self, params, momentum: float = 0.9, weight_decay: float = 0.0):
+        super().__init__(params, weight_decay)
+        self.momentum = momentum
+
+    def _update(self, w, g, state, lr, decay):
+        _sgd(w, g, *state, *map(w.dtype.type, (lr, self.momentum, decay)))
+
+
+class Adam(Optimizer):
+    """Adam with bias correction. Kingma & Ba 2015, algorithm 1."""
+
+    slots = ("m", "v")
+
+    def __init__(self, params, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8, weight_decay: float = 0.0):
+        super().__init__(params, weight_decay)
+        self.betas, self.eps = betas, eps
+
+    def _update(self, w, g, state, lr, decay):
+        rests = [1 - beta for beta in self.betas]
+        corrections = [1 - beta**self.steps for beta in self.betas]
+        _adam(w, g, *state, *map(w.dtype.type, (lr, *self.betas, *rests, *corrections, self.eps, decay)))
+
+
+def clip_gradients(params: dict[str, Param], max_norm: float) -> float:
+    """Scale all gradients together so that their joint L2 norm is at most `max_norm`; returns the norm before that.
+
+    Pascanu, Mikolov, Bengio 2013, algorithm 1.
+    """
+    gradients = [memory_run(p.grad) for p in params.values() if p.grad is not None]
+    norm = math.sqrt(sum(float(np.dot(g, g)) for g in gradients))
+    if norm > max_norm:
+        for g in gradients:
+            g *= g.dtype.type(max_norm / norm)
+    return norm
