@@ -2,7 +2,7 @@
 
 
 class BadInput(ValueError):
-    """A file, an option or a name that cannot be used. The message is one line that names it and says what would be right.
+    """A file, an option or a name that cannot be used. The message, one line, names it and says what is right.
 
     The command line prints the message and exits with status 2; every other exception is a bug and keeps its traceback.
     """

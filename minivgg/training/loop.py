@@ -29,8 +29,8 @@ class Diverged(BadInput):
     """The loss stopped being a number. The message says where that began."""
 
 
-class Stopped(Exception):
-    """Training was interrupted, and has been saved."""
+class Stopped(KeyboardInterrupt):
+    """Ctrl-C, after the run has been saved."""
 
 
 @dataclass

@@ -56,7 +56,7 @@ class Optimizer:
 
 
 class SGD(Optimizer):
-    """v ← momentum·v + (g + decay·w);  w ← w − lr·v, as in Simonyan & Zisserman 2015, §3.1 (momentum 0.9, decay 5e-4)."""
+    """v ← momentum·v + (g + decay·w);  w ← w − lr·v. Simonyan & Zisserman 2015, §3.1: momentum 0.9, decay 5e-4."""
 
     slots = ("momentum",)
 
