@@ -1,0 +1,1 @@
+"""Looking at networks: the ledger (shapes, parameters, arithmetic, memory) and every picture."""

@@ -4,6 +4,7 @@ A configuration is five stages, each ended by a 2×2 max-pool. A number is a 3×
 padding 1, and a ReLU; `256:1` is a 1×1 convolution; `LRN` is local response normalisation.
 """
 
+import itertools
 from functools import partial
 
 import numpy as np
@@ -72,6 +73,7 @@ def vgg(
     width: float = 1.0,
     classifier_width: int = 4096,
     dropout: float = 0.5,
+    named_blocks: bool = False,
     init: str = "he",
     seed: int = 0,
     algorithm: str = "auto",
@@ -81,8 +83,9 @@ def vgg(
 
     `configuration` is the paper's letter, a key of `CONFIGURATIONS`. `width` multiplies the number of filters. Images
     of other sizes than `input_size` (a pixel count, at least 32) are taken too, from 32 up: the last feature map is
-    averaged down to input_size // 32 pixels, at most 7, each way, before the classifier. `init` and `seed` are those
-    of `initialise`, except "lsuv", which needs images; `algorithm` is that of every convolution.
+    averaged down to input_size // 32 pixels, at most 7, each way, before the classifier. With `named_blocks` the stages
+    are layers `block1` to `block5` instead of one flat `features`. `init` and `seed` are those of `initialise`, except
+    "lsuv", which needs images; `algorithm` is that of every convolution.
 
     Raises BadInput for an unknown configuration or a size, width or count out of range.
     """
@@ -95,17 +98,17 @@ def vgg(
             "classes, channels, classifier_width and width must be positive, "
             f"got {classes}, {channels}, {classifier_width} and {width}"
         )
-    features, pixels, in_channels = [], min(7, input_size // 32), channels
+    stages, pixels, in_channels = [], min(7, input_size // 32), channels
     for stage in CONFIGURATIONS[configuration].split("|"):
         layers, in_channels = _stage(stage, in_channels, width, batch_norm, {"algorithm": algorithm, "dtype": dtype})
-        features += layers
+        stages.append(layers)
+    if named_blocks:
+        extractor = {f"block{i}": Sequential(*layers) for i, layers in enumerate(stages, start=1)}
+    else:
+        extractor = {"features": Sequential(*itertools.chain(*stages))}
+    classifier = _classifier(in_channels * pixels**2, classifier_width, classes, dropout, dtype)
     model = Sequential(
-        {
-            "features": Sequential(*features),
-            "avgpool": AdaptiveAvgPool2d(pixels),
-            "flatten": Flatten(),
-            "classifier": _classifier(in_channels * pixels**2, classifier_width, classes, dropout, dtype),
-        }
+        extractor | {"avgpool": AdaptiveAvgPool2d(pixels), "flatten": Flatten(), "classifier": classifier}
     )
     return initialise(model, init, seed=seed)
 
@@ -114,29 +117,8 @@ vgg11, vgg13, vgg16, vgg19 = (partial(vgg, c) for c in "ABDE")
 vgg11_bn, vgg13_bn, vgg16_bn, vgg19_bn = (partial(vgg, c, batch_norm=True) for c in "ABDE")
 
 
-def _of_blocks(stages: str, channels: int, classes: int, pixels: int | None, init: str, seed: int) -> Sequential:
-    blocks, in_channels = {}, channels
-    for i, stage in enumerate(stages.split("|"), start=1):
-        layers, in_channels = _stage(stage, in_channels, 1.0, False, {"dtype": np.float32})
-        blocks[f"block{i}"] = Sequential(*layers)
-    if pixels is not None:
-        blocks["avgpool"] = AdaptiveAvgPool2d(pixels)
-    blocks["flatten"] = Flatten()
-    blocks["classifier"] = _classifier(in_channels * 7 * 7, 4096, classes, 0.5, np.float32)
-    return initialise(Sequential(blocks), init, seed=seed)
+# Five blocks of two convolutions, each a layer of its own (`model.block3`): configuration B under a teacher's names.
+block_vgg = partial(vgg, "B", named_blocks=True)
 
-
-def block_vgg(*, classes: int = 1000, channels: int = 3, init: str = "he", seed: int = 0) -> Sequential:
-    """Five blocks of two 3×3 convolutions, an adaptive average pool to 7×7, and the classifier.
-
-    Configuration B with its blocks named: `model.block3` is a layer of its own. (1, 3, 224, 224) → (1, classes).
-    """
-    return _of_blocks(CONFIGURATIONS["B"], channels, classes, 7, init, seed)
-
-
-def keras_vgg11(*, classes: int = 10, channels: int = 1, init: str = "he", seed: int = 0) -> Sequential:
-    """The VGG-11 that Keras courses build for Fashion-MNIST at 224×224: blocks of 1, 1, 2, 2, 2 convolutions.
-
-    Grey 224×224 images, no other size; feature maps of 112, 56, 28, 14 and 7 pixels after its five blocks.
-    """
-    return _of_blocks(CONFIGURATIONS["A"], channels, classes, None, init, seed)
+# The VGG-11 that courses build for Fashion-MNIST at 224×224: grey images, ten classes; 112, 56, 28, 14, 7 pixels.
+keras_vgg11 = partial(vgg, "A", named_blocks=True, channels=1, classes=10)

@@ -88,9 +88,14 @@ def batchnorm_forward(x, weight, bias, *, mean=None, var=None, eps=1e-5):
     the number of pixels), unless `mean` and `var` (C,) are given, as at test time: then they count as constants.
 
     Statistics are kept in float64, in the cache as well (`running_average` makes use of them). Cost: x read twice and
-    written once. Raises ValueError for parameters of another shape, or statistics over a single value a channel.
+    written once. Raises ValueError for an x or parameters of another shape, half of the statistics, or
+    statistics over a single value a channel.
     """
-    C = x.shape[1] if x.ndim in (2, 4) else None
+    if x.ndim not in (2, 4) or 0 in x.shape:
+        raise ValueError(f"batchnorm: expected a non-empty x (N, C, H, W) or (N, C), got {x.shape}")
+    if (mean is None) != (var is None):
+        raise ValueError("batchnorm: mean and var go together; give both, or neither to take those of the batch")
+    C = x.shape[1]
     for name, value in {"weight": weight, "bias": bias, "mean": mean, "var": var}.items():
         if value is not None and value.shape != (C,):
             raise ValueError(f"batchnorm: x {x.shape} needs {name} of shape ({C},), got {value.shape}")

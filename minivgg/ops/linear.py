@@ -9,6 +9,8 @@ from minivgg.ops.windows import check_gradient, check_parameters
 
 
 class LinearCache(NamedTuple):
+    """Both factors of the product: each is the other's gradient."""
+
     x: np.ndarray
     w: np.ndarray
     has_bias: bool

@@ -13,6 +13,8 @@ from minivgg.ops.windows import check_gradient, check_nchw
 
 
 class LRNCache(NamedTuple):
+    """The input and the constants: backward computes the denominators again, which is cheaper than keeping them."""
+
     x: np.ndarray
     size: int
     alpha: float

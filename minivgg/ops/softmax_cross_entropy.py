@@ -38,9 +38,9 @@ def softmax_cross_entropy_forward(scores, labels, label_smoothing=0.0):
     Raises ValueError for labels of another shape or out of range, naming the first.
     """
     xp = xp_of(scores)
-    if scores.ndim != 2 or labels.shape != scores.shape[:1] or labels.dtype.kind not in "iu":
+    if scores.ndim != 2 or 0 in scores.shape or labels.shape != scores.shape[:1] or labels.dtype.kind not in "iu":
         raise ValueError(
-            "softmax_cross_entropy: expected scores (N, K) and integer labels (N,), "
+            "softmax_cross_entropy: expected scores (N, K), not empty, and integer labels (N,), "
             f"got scores {scores.shape} and labels {labels.shape} {labels.dtype}"
         )
     N, K = scores.shape

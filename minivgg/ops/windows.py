@@ -1,12 +1,13 @@
 """Windows that slide over an image: what convolution and pooling share before any arithmetic."""
 
 from collections.abc import Sequence
+from numbers import Integral
 
 
 def pair(value: int | Sequence[int], name: str) -> tuple[int, int]:
     """`3` → (3, 3) and `(3, 5)` → (3, 5), as (height, width). Raises ValueError for anything else."""
     values = (value, value) if not isinstance(value, Sequence) else tuple(value)
-    if len(values) != 2 or any(int(v) != v for v in values):
+    if len(values) != 2 or not all(isinstance(v, Integral) for v in values):
         raise ValueError(f"{name} must be an integer or a pair of integers (height, width), got {value!r}")
     return int(values[0]), int(values[1])
 

@@ -41,8 +41,9 @@ class Preprocessing(Stored):
     """Evaluation's pipeline: shorter side to `resize`, centre `size` x `size`, scale to 0-1, `(x - mean) / std`.
 
     `mean` and `std` are per channel, on the 0-1 scale. `resize=None` leaves the size as it is. Where the image is
-    smaller than the crop it gets a border of zeros (28 x 28 in the middle of 32 x 32) and is never stretched. Resizing
-    is Pillow's antialiased bilinear; it and the crop round as torchvision's `Resize` and `CenterCrop` do.
+    smaller than the crop it gets a border of zeros: with `resize=28` and `size=32` every picture ends up 28 pixels high
+    or wide in the middle of 32 x 32. Resizing is Pillow's antialiased bilinear; it and the crop round as torchvision's
+    `Resize` and `CenterCrop` do.
     """
 
     channels: int
@@ -59,8 +60,8 @@ class Preprocessing(Stored):
             raise BadInput(f"Preprocessing: size {self.size}; it should be 1 or more")
         if not all(std > 0 for std in self.std):
             raise BadInput(f"Preprocessing: std {self.std}; each should be above 0")
-        if self.resize is not None and self.resize < self.size:
-            raise BadInput(f"Preprocessing: resize {self.resize} is below size {self.size}; the crop would not fit")
+        if self.resize is not None and self.resize < 1:
+            raise BadInput(f"Preprocessing: resize {self.resize}; it should be 1 or more, or None")
 
     def __call__(self, image: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
         """uint8 (H, W, C) -> float32 (C, size, size), written into `out` if that is given."""

@@ -1,0 +1,41 @@
+"""`minivgg COMMAND …`: finds the command, and turns bad input into one line and exit status 2."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from minivgg import __version__
+from minivgg.cli import info, predict, summary, train
+from minivgg.errors import BadInput
+
+COMMANDS = (train, predict, summary, info)
+
+
+def parser() -> argparse.ArgumentParser:
+    """The parser of the whole command line."""
+    top = argparse.ArgumentParser(
+        prog="minivgg",
+        description="Convolutional networks written from scratch, to be read, learnt from, and raced.",
+        epilog="minivgg COMMAND --help says more. Start with: minivgg train",
+    )
+    top.add_argument("--version", action="version", version=f"minivgg {__version__}")
+    commands = top.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    for command in COMMANDS:
+        command.add(commands)
+    return top
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit status: 0 done, 2 bad input, 130 interrupted."""
+    chosen = parser().parse_args(arguments)
+    try:
+        return chosen.run(chosen) or 0
+    except BadInput as error:
+        print(f"minivgg: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:  # a full disk, a folder that may not be written to
+        print(f"minivgg: {error.filename or 'input/output'}: {error.strerror or error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("minivgg: interrupted", file=sys.stderr)
+        return 130

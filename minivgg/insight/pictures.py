@@ -1,0 +1,163 @@
+"""Every picture. A function takes arrays and returns a Matplotlib figure; `save` writes it.
+
+Colours are Okabe and Ito's, which people with any colour vision can tell apart; grey maps run from light to dark.
+"""
+
+from pathlib import Path
+
+import numpy as np
+from matplotlib import colors, rc_context
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator, PercentFormatter
+
+from minivgg.files import atomically
+from minivgg.ops.softmax_cross_entropy import softmax_forward
+
+BLUE, ORANGE, GREEN, RED, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#666666"
+
+_STYLE = {
+    "font.size": 11,
+    "axes.titlesize": 12,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": "#DDDDDD",
+    "axes.axisbelow": True,
+    "figure.constrained_layout.use": True,
+}
+
+
+def save(figure: Figure, path: Path, dpi: int = 120) -> Path:
+    """Write `figure` to `path` (a PNG), atomically; returns the path."""
+    with atomically(path) as temporary:
+        figure.savefig(temporary, dpi=dpi, format="png")
+    return path
+
+
+def curves(history: list[dict]) -> Figure:
+    """Loss, accuracy and learning rate against epochs, from the rows of a training's history."""
+    epochs = [row["epoch"] for row in history]
+    with rc_context(_STYLE):
+        figure = Figure(figsize=(12, 3.8))
+        loss, accuracy, rate = figure.subplots(1, 3, width_ratios=(5, 5, 3))
+        for axes, name in ((loss, "loss"), (accuracy, "accuracy")):
+            axes.plot(
+                epochs, [row[f"train_{name}"] for row in history], "o--", color=ORANGE, label="training (augmented)"
+            )
+            axes.plot(epochs, [row[f"test_{name}"] for row in history], "s-", color=BLUE, label="test")
+            axes.set(xlabel="epoch", title=name.capitalize())
+            axes.legend(frameon=False)
+        loss.set(ylabel="cross-entropy (nats)", ylim=(0, None))
+        accuracy.set(ylabel="correct")
+        accuracy.yaxis.set_major_formatter(PercentFormatter(1))
+        last = history[-1]["test_accuracy"]
+        accuracy.annotate(
+            f"{last:.1%}",
+            (epochs[-1], last),
+            (0, 8),
+            textcoords="offset points",
+            ha="center",
+            color=BLUE,
+            weight="bold",
+        )
+        accuracy.margins(y=0.12)
+        rate.plot(epochs, [row["lr"] for row in history], "o-", color=GREY)
+        rate.set(xlabel="epoch", ylabel="after the epoch", title="Learning rate", ylim=(0, None))
+        for axes in (loss, accuracy, rate):
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        return figure
+
+
+def confusion(predicted: np.ndarray, labels: np.ndarray, classes: tuple[str, ...]) -> Figure:
+    """How often each class (row) is taken for each (column), as counts; diagonal entries are right answers."""
+    K = len(classes)
+    counts = np.zeros((K, K), int)
+    np.add.at(counts, (labels, predicted), 1)
+    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    side = max(5.0, 0.62 * K + 2.2)
+    with rc_context(_STYLE | {"axes.grid": False}):
+        figure = Figure(figsize=(side + 1, side))
+        axes = figure.subplots()
+        # Off the diagonal the interesting shares are small: a square root brings them out.
+        image = axes.imshow(shares, cmap="cividis_r", norm=colors.PowerNorm(0.5, 0, 1))
+        axes.set(
+            xlabel="predicted", ylabel="true class", title=f"{np.trace(counts) / max(counts.sum(), 1):.1%} correct"
+        )
+        axes.set_xticks(range(K), classes, rotation=45, ha="right", rotation_mode="anchor")
+        axes.set_yticks(range(K), classes)
+        if K <= 20:
+            for i, j in np.argwhere(counts):
+                dark = shares[i, j] > 0.25
+                axes.text(j, i, counts[i, j], ha="center", va="center", size=9, color="white" if dark else "black")
+        bar = figure.colorbar(image, shrink=0.8, ticks=[0, 0.05, 0.2, 0.5, 1])
+        bar.set_label("share of the true class")
+        bar.ax.yaxis.set_major_formatter(PercentFormatter(1))
+        return figure
+
+
+def filters(weight: np.ndarray, title: str = "First-layer filters") -> Figure:
+    """Each filter of a convolution (O, C, KH, KW): in colour if C is 3, else its first channel, blue below zero."""
+    O, C, _, _ = weight.shape
+    columns = min(O, 16 if O > 32 else 8)
+    rows = -(-O // columns)
+    span = np.abs(weight).max() or 1.0
+    with rc_context(_STYLE | {"axes.grid": False}):
+        figure = Figure(figsize=(0.75 * columns + 1.2, 0.75 * rows + 0.8))
+        grid = figure.subplots(rows, columns, squeeze=False)
+        for o, axes in enumerate(grid.flat):
+            axes.axis("off")
+            if o < O and C == 3:
+                axes.imshow(weight[o].transpose(1, 2, 0) / (2 * span) + 0.5, interpolation="nearest")
+            elif o < O:
+                image = axes.imshow(weight[o, 0], cmap="RdBu_r", vmin=-span, vmax=span, interpolation="nearest")
+        figure.suptitle(f"{title}: {O} of {weight.shape[2]}×{weight.shape[3]}" + (" (RGB)" if C == 3 else ""))
+        if C != 3:
+            figure.colorbar(image, ax=grid, shrink=0.8, label="weight")
+        return figure
+
+
+def mistakes(images: list[np.ndarray], labels: np.ndarray, scores: np.ndarray, classes: tuple[str, ...]) -> Figure:
+    """The images (uint8 (H, W, C)) that the network got most confidently wrong, as many as are given, worst first."""
+    columns = 6
+    rows = max(1, -(-len(images) // columns))
+    with rc_context(_STYLE | {"axes.grid": False}):
+        figure = Figure(figsize=(2 * columns, 2.5 * rows + 0.5))
+        grid = figure.subplots(rows, columns, squeeze=False)
+        for axes in grid.flat:
+            axes.axis("off")
+        for axes, image, label, p in zip(grid.flat, images, labels, softmax_forward(scores)[0], strict=False):
+            _show(axes, image)
+            axes.set_title(f"{classes[p.argmax()]} {p.max():.0%}\nis {classes[label]} {p[label]:.0%}", size=9.5)
+        figure.suptitle("Worst mistakes: predicted, and what it is, with the network's probabilities")
+        return figure
+
+
+def worst(scores: np.ndarray, labels: np.ndarray, count: int = 24) -> np.ndarray:
+    """Indices of the wrong answers with the least probability on the truth, worst first, `count` at most."""
+    probabilities, _ = softmax_forward(scores)
+    truth = probabilities[np.arange(len(labels)), labels]
+    wrong = np.flatnonzero(scores.argmax(axis=1) != labels)
+    return wrong[np.argsort(truth[wrong], kind="stable")][:count]
+
+
+def predictions(images: list[np.ndarray], probabilities: np.ndarray, classes: tuple[str, ...], top: int = 5) -> Figure:
+    """A row for each image (uint8 (H, W, C)): the picture, and bars for its `top` classes by probability."""
+    top = min(top, len(classes))
+    height = max(1.6, 0.36 * top + 0.5)
+    with rc_context(_STYLE | {"axes.grid": False}):
+        figure = Figure(figsize=(7, height * len(images)))
+        for axes, image, p in zip(figure.subplots(len(images), 2, squeeze=False), images, probabilities, strict=True):
+            picture, bars = axes
+            _show(picture, image)
+            picture.axis("off")
+            order = np.argsort(-p, kind="stable")[:top][::-1]
+            bars.barh([classes[k] for k in order], p[order], color=[GREY] * (top - 1) + [BLUE])
+            for y, k in enumerate(order):
+                bars.text(p[k] + 0.02, y, f"{p[k]:.1%}", va="center", size=10)
+            bars.set(xlim=(0, 1.18), xticks=[])
+            bars.spines["bottom"].set_visible(False)
+        return figure
+
+
+def _show(axes, image: np.ndarray) -> None:
+    axes.imshow(image.squeeze(), cmap="gray", vmin=0, vmax=255, interpolation="nearest")
