@@ -11,7 +11,7 @@ def add(commands) -> None:
         description="Print the versions of minivgg and what it stands on, the BLAS library, threads and GPU: "
         "what a bug report should say.",
     )
-    command.set_defaults(run=run)
+    command.set_defaults(command=run)
 
 
 def run(arguments) -> None:

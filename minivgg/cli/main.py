@@ -29,7 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status: 0 done, 2 bad input, 130 interrupted."""
     chosen = parser().parse_args(arguments)
     try:
-        return chosen.run(chosen) or 0
+        return chosen.command(chosen) or 0
     except BadInput as error:
         print(f"minivgg: {error}", file=sys.stderr)
         return 2

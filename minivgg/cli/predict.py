@@ -17,10 +17,10 @@ def add(commands) -> None:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     command.add_argument("images", nargs="+", type=Path, metavar="IMAGE", help="a picture that Pillow can open")
-    command.add_argument("--run", metavar="DIR", type=Path, dest="folder", help="a run's folder (the newest in runs/)")
+    command.add_argument("--run", metavar="DIR", type=Path, help="a run's folder (the newest in runs/)")
     command.add_argument("--top", type=int, default=5, metavar="K", help="how many classes to show")
     command.add_argument("--picture", type=Path, default=Path("predictions.png"), metavar="PNG", help="where to draw")
-    command.set_defaults(run=run)
+    command.set_defaults(command=run)
 
 
 def run(arguments) -> None:
@@ -33,7 +33,7 @@ def run(arguments) -> None:
 
     if arguments.top < 1:
         raise BadInput(f"--top must be at least 1, got {arguments.top}")
-    model, preprocessing, classes = load_model(arguments.folder or _newest_run())
+    model, preprocessing, classes = load_model(arguments.run or _newest_run())
     images = [read_image(path, preprocessing.channels) for path in arguments.images]
     probabilities = softmax_forward(model.forward(np.stack([preprocessing(image) for image in images])))[0]
     width = max(map(len, classes))

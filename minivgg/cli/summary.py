@@ -21,7 +21,7 @@ def add(commands) -> None:
     command.add_argument("--classes", type=int, default=None, metavar="K", help="classes (default: the model's)")
     command.add_argument("--width", type=float, default=1.0, metavar="X", help="multiplies the number of filters")
     command.add_argument("--json", action="store_true", help="print JSON instead of a table")
-    command.set_defaults(run=run)
+    command.set_defaults(command=run)
 
 
 def run(arguments) -> None:

@@ -73,7 +73,7 @@ def add(commands) -> None:
             else:
                 several = {"nargs": 2} if name == "scale" else {}
                 group.add_argument(flag, type=kind, metavar=metavar, default=None, help=text, **several)
-    command.set_defaults(run=run)
+    command.set_defaults(command=run)
 
 
 def run(arguments) -> int:

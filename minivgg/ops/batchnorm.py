@@ -93,12 +93,12 @@ def batchnorm_forward(x, weight, bias, *, mean=None, var=None, eps=1e-5):
     """
     if x.ndim not in (2, 4) or 0 in x.shape:
         raise ValueError(f"batchnorm: expected a non-empty x (N, C, H, W) or (N, C), got {x.shape}")
-    if (mean is None) != (var is None):
-        raise ValueError("batchnorm: mean and var go together; give both, or neither to take those of the batch")
     C = x.shape[1]
     for name, value in {"weight": weight, "bias": bias, "mean": mean, "var": var}.items():
         if value is not None and value.shape != (C,):
             raise ValueError(f"batchnorm: x {x.shape} needs {name} of shape ({C},), got {value.shape}")
+    if (mean is None) != (var is None):
+        raise ValueError("batchnorm: mean and var go together; give both, or neither to take those of the batch")
     rows = as_rows(x)
     from_batch = mean is None
     if from_batch:

@@ -5,6 +5,7 @@ from typing import NamedTuple
 import numpy as np
 
 from minivgg.ops.channels import sum_per_channel
+from minivgg.ops.gemm import gemm
 from minivgg.ops.windows import check_gradient, check_parameters
 
 
@@ -25,7 +26,7 @@ def linear_forward(x, w, b=None):
     if x.ndim != 2 or w.ndim != 2 or x.shape[1] != w.shape[1]:
         raise ValueError(f"linear: expected x (N, F) and w (O, F) with the same F, got x {x.shape} and w {w.shape}")
     check_parameters("linear", x, w, b, len(w))
-    y = x @ w.T
+    y = gemm(x, w.T)
     if b is not None:
         y += b
     return y, LinearCache(x, w, b is not None)
@@ -35,4 +36,4 @@ def linear_backward(dy, cache: LinearCache, *, need_dx=True):
     """(dx, dw, db) = (dy·w, dyᵀ·x, Σₙ dy); dx is None unless `need_dx`, db is None where there was no bias."""
     x, w, has_bias = cache
     check_gradient("linear_backward", dy, (len(x), len(w)), x.dtype)
-    return dy @ w if need_dx else None, dy.T @ x, sum_per_channel(dy) if has_bias else None
+    return gemm(dy, w) if need_dx else None, gemm(dy.T, x), sum_per_channel(dy) if has_bias else None

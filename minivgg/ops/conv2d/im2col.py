@@ -22,6 +22,7 @@ from minivgg.backends import workspace
 from minivgg.backends.array import nchw, nhwc
 from minivgg.backends.jit import kernel, prange
 from minivgg.ops.conv2d.spec import Algorithm, ConvSpec
+from minivgg.ops.gemm import gemm
 
 
 @kernel
@@ -101,7 +102,7 @@ def forward(x, w, spec: ConvSpec):
     filters = nhwc(w).reshape(spec.O, spec.columns)
     y = np.empty((spec.N * spec.OH * spec.OW, spec.O), x.dtype)
     for pixels, columns in _columns_of(x, spec):
-        np.matmul(columns, filters.T, out=y[pixels])
+        gemm(columns, filters.T, out=y[pixels])
     return nchw(y.reshape(spec.N, spec.OH, spec.OW, spec.O))
 
 
@@ -109,7 +110,7 @@ def grad_weight(dy, x, spec: ConvSpec):
     dy = nhwc(dy).reshape(-1, spec.O)
     dw = np.zeros((spec.O, spec.columns), dy.dtype)
     for pixels, columns in _columns_of(x, spec):
-        dw += dy[pixels].T @ columns
+        dw += gemm(dy[pixels].T, columns)
     return nchw(dw.reshape(spec.O, spec.KH, spec.KW, spec.C))
 
 
@@ -117,10 +118,10 @@ def grad_input(dy, w, spec: ConvSpec):
     dy = nhwc(dy).reshape(-1, spec.O)
     filters = nhwc(w).reshape(spec.O, spec.columns)
     if spec.is_pointwise:
-        return nchw((dy @ filters).reshape(spec.N, spec.H, spec.W, spec.C))
+        return nchw(gemm(dy, filters).reshape(spec.N, spec.H, spec.W, spec.C))
     dx = np.zeros((spec.N, spec.H, spec.W, spec.C), dy.dtype)
     for first, columns in _chunks(spec, dy.dtype):
-        np.matmul(dy[_pixels(first, columns)], filters, out=columns.reshape(-1, spec.columns))
+        gemm(dy[_pixels(first, columns)], filters, out=columns.reshape(-1, spec.columns))
         _scatter_add(columns, dx, first, spec.stride, spec.padding)
     return nchw(dx)
 
