@@ -103,7 +103,7 @@ def test_writes_into_out_whatever_was_there():
         ({"size": 0}, "size 0"),
         ({"std": (0.2, 0.0, 0.2)}, "std .* above 0"),
         ({"std": (0.2, float("nan"), 0.2)}, "std .* above 0"),
-        ({"resize": 223}, "resize 223 is below size 224"),
+        ({"resize": 0}, "resize 0; it should be 1 or more, or None"),
     ],
 )
 def test_preprocessing_refuses(change, words):
@@ -266,3 +266,12 @@ def test_both_survive_a_file():
     for change in ({"sise": 3}, {"size": "224"}, {"mean": 0.5}):
         with pytest.raises(BadInput, match=r"Preprocessing: .*channels, size, mean, std, resize"):
             Preprocessing.from_dict(pre.as_dict() | change)
+
+
+def test_resize_below_size_leaves_a_border():
+    image = np.random.default_rng(0).integers(1, 256, (60, 90, 1), np.uint8)
+    pixels = preprocessing(12, 1, resize=8)(image)
+    expected = slow_window(
+        np.asarray(Image.fromarray(image.squeeze()).resize((12, 8), Image.BILINEAR))[..., None], -2, 0, 12
+    )
+    np.testing.assert_allclose(pixels, expected, atol=2e-6)

@@ -23,6 +23,7 @@ from minivgg.layers import (
     Sequential,
 )
 from minivgg.models.initializers import initialise
+from minivgg.ops.conv2d import check_algorithm
 
 CONFIGURATIONS = {
     "A": "64 | 128 | 256 256 | 512 512 | 512 512",
@@ -87,7 +88,7 @@ def vgg(
     are layers `block1` to `block5` instead of one flat `features`. `init` and `seed` are those of `initialise`, except
     "lsuv", which needs images; `algorithm` is that of every convolution.
 
-    Raises BadInput for an unknown configuration or a size, width or count out of range.
+    Raises BadInput for an unknown configuration or algorithm, or a size, width or count out of range.
     """
     if configuration not in CONFIGURATIONS:
         raise BadInput(f'no VGG configuration "{configuration}"; there are {", ".join(CONFIGURATIONS)}')
@@ -98,6 +99,7 @@ def vgg(
             "classes, channels, classifier_width and width must be positive, "
             f"got {classes}, {channels}, {classifier_width} and {width}"
         )
+    check_algorithm(algorithm)
     stages, pixels, in_channels = [], min(7, input_size // 32), channels
     for stage in CONFIGURATIONS[configuration].split("|"):
         layers, in_channels = _stage(stage, in_channels, width, batch_norm, {"algorithm": algorithm, "dtype": dtype})

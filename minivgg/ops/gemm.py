@@ -8,14 +8,15 @@ wait for cannot run: beside one busy program on two cores, training went 5 times
 import functools
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from itertools import pairwise
 
 import numba
 import numpy as np
 from threadpoolctl import ThreadpoolController
 
-_blas_limited = threading.Lock()  # two threads in the block would restore each other's limit
-_SMALL = 1 << 18  # multiply-adds below which waking another thread costs more than it brings
+_LEAST = 256  # rows or columns of a piece: fewer would not repay the packing that BLAS does for each product
+_WORK = 1 << 24  # multiply-adds of a piece: fewer would not repay waking a thread
+
+_blas_limited = threading.Lock()  # two threads inside the block would restore each other's limit
 
 
 @functools.cache
@@ -28,25 +29,30 @@ def _blas() -> ThreadpoolController:
     return ThreadpoolController().select(user_api="blas")
 
 
+def _multiply(a, b, out) -> None:
+    with np.errstate(all="ignore"):  # like every compiled kernel: an overflow is inf, and no warning
+        np.matmul(a, b, out=out)
+
+
 def gemm(a, b, out=None):
     """a (M, K) · b (K, N) → (M, N), into `out` if given. 2·M·K·N FLOP.
 
-    The longer of M and N is shared out, so that every element of the result is one thread's sum: the same bits again,
-    and no partial results to add up.
+    The longer of M and N is cut into pieces, by the shapes alone: so the result has the same bits on any number of
+    threads.
     """
     (M, K), N = a.shape, b.shape[1]
     if out is None:
         out = np.empty((M, N), a.dtype)
-    threads = numba.get_num_threads() if M * N * K > _SMALL else 1
-    edges = np.linspace(0, max(M, N), threads + 1).astype(int)
-    shares = [slice(*edge) for edge in pairwise(edges)]
+    long, short = max(M, N), min(M, N)
+    size = max(_LEAST, _WORK // (short * K))
+    pieces = [slice(start, start + size) for start in range(0, long, size)]
     if M >= N:
-        products = [(a[share], b, out[share]) for share in shares]
+        products = [(a[piece], b, out[piece]) for piece in pieces]
     else:
-        products = [(a, b[:, share], out[:, share]) for share in shares]
+        products = [(a, b[:, piece], out[:, piece]) for piece in pieces]
+    threads = numba.get_num_threads()
     with _blas_limited, _blas().limit(limits=1):
-        others = [_pool(threads - 1).submit(np.matmul, *product) for product in products[1:]]
-        np.matmul(*products[0])
-        for other in others:
-            other.result()
+        run = map if threads == 1 or len(pieces) == 1 else _pool(threads).map
+        for _ in run(_multiply, *zip(*products, strict=True)):
+            pass
     return out

@@ -77,8 +77,9 @@ class Trainer:
 
         Raises Diverged, before the update, if the loss is not finite.
         """
-        scores = self.model.forward(x, train=True)
-        loss, cache = softmax_cross_entropy_forward(scores, labels, self.label_smoothing)
+        with np.errstate(all="ignore"):  # numbers that are not finite are looked for, not warned about
+            scores = self.model.forward(x, train=True)
+            loss, cache = softmax_cross_entropy_forward(scores, labels, self.label_smoothing)
         if not math.isfinite(loss):
             raise Diverged(
                 f"the loss is {loss} at epoch {self.epoch + 1}, batch {self.batch + 1}: {first_bad(self.model, x)}; "

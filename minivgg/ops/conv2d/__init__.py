@@ -12,12 +12,22 @@ from typing import NamedTuple
 import numpy as np
 
 from minivgg.backends.array import on_gpu
+from minivgg.errors import BadInput
 from minivgg.ops.channels import add_per_channel, sum_per_channel
 from minivgg.ops.conv2d import im2col, naive
 from minivgg.ops.conv2d.spec import Algorithm, ConvSpec
 from minivgg.ops.windows import check_gradient, check_parameters
 
-__all__ = ["ALGORITHMS", "Algorithm", "ConvSpec", "conv2d_backward", "conv2d_forward", "explain", "plan"]
+__all__ = [
+    "ALGORITHMS",
+    "Algorithm",
+    "ConvSpec",
+    "check_algorithm",
+    "conv2d_backward",
+    "conv2d_forward",
+    "explain",
+    "plan",
+]
 
 ALGORITHMS: dict[str, Algorithm] = {row.name: row for row in (naive.ALGORITHM, im2col.ALGORITHM)}
 
@@ -43,9 +53,14 @@ def explain(spec: ConvSpec, device: str = "cpu") -> str:
     return f"{chosen.name}: {chosen.reason}"
 
 
+def check_algorithm(name: str) -> None:
+    """Raise BadInput unless `name` is "auto" or a key of `ALGORITHMS`."""
+    if name != "auto" and name not in ALGORITHMS:
+        raise BadInput(f'conv2d: no algorithm "{name}"; there are "auto", ' + ", ".join(f'"{a}"' for a in ALGORITHMS))
+
+
 def _supported(name: str, spec: ConvSpec, device: str) -> Algorithm:
-    if name not in ALGORITHMS:
-        raise ValueError(f'conv2d: no algorithm "{name}"; there are "auto", ' + ", ".join(f'"{a}"' for a in ALGORITHMS))
+    check_algorithm(name)
     why_not = ALGORITHMS[name].supports(spec, device)
     if why_not:
         raise ValueError(f'conv2d: algorithm "{name}" cannot do {spec}: {why_not}')
