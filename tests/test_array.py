@@ -1,0 +1,241 @@
+"""Memory order, scratch buffers, and kernels launched from several threads."""
+
+import os
+import subprocess
+import sys
+import threading
+from itertools import permutations
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from minivgg.backends import array, workspace
+from minivgg.backends.array import channels_last, empty_like, memory_run, nchw, nhwc, on_gpu, ordered_like, xp_of
+
+SHAPE = 2, 3, 4, 5
+ORDERS = list(permutations(range(4)))
+
+
+def in_order(axes, shape=SHAPE, dtype=np.float64):
+    """Distinct values in memory that walks `axes`, the slowest first."""
+    x = np.empty([shape[a] for a in axes], dtype).transpose(np.argsort(axes))
+    x[...] = np.arange(x.size).reshape(shape)
+    return x
+
+
+all_orders = pytest.mark.parametrize("axes", ORDERS, ids=lambda axes: "".join("NCHW"[a] for a in axes))
+
+
+# ---- Devices ----
+
+
+def test_numpy_arrays_are_on_the_cpu():
+    x = np.ones(3)
+    assert not on_gpu(x)
+    assert xp_of(x) is np
+    assert array.to_cpu(x) is x
+    assert array.to_cpu([1, 2]).tolist() == [1, 2]
+
+
+# ---- Memory order ----
+
+
+@all_orders
+def test_nhwc_is_the_transpose_and_contiguous(axes):
+    x = in_order(axes)
+    y = nhwc(x)
+    np.testing.assert_array_equal(y, np.moveaxis(x, 1, -1))
+    assert y.flags.c_contiguous
+
+
+@all_orders
+def test_nhwc_copies_only_if_it_must(axes):
+    x = in_order(axes)
+    assert np.shares_memory(nhwc(x), x) == (axes == (0, 2, 3, 1))
+
+
+@all_orders
+def test_nchw_inverts_nhwc(axes):
+    x = in_order(axes)
+    np.testing.assert_array_equal(nchw(nhwc(x)), x)
+
+
+def test_nchw_is_a_view():
+    x = np.zeros(SHAPE)
+    assert np.shares_memory(nchw(x), x)
+
+
+@all_orders
+def test_channels_last_keeps_values_and_shape(axes):
+    x = in_order(axes)
+    np.testing.assert_array_equal(channels_last(x), x)
+    assert channels_last(x).transpose(0, 2, 3, 1).flags.c_contiguous
+
+
+def test_channels_last_of_channels_last_is_a_view():
+    x = in_order((0, 2, 3, 1))
+    assert np.shares_memory(channels_last(x), x)
+
+
+@all_orders
+def test_memory_run_of_empty_like_writes_through(axes):
+    x = in_order(axes)
+    y = empty_like(x)
+    assert y.shape == x.shape
+    memory_run(y)[:] = memory_run(x)
+    np.testing.assert_array_equal(y, x)
+
+
+@pytest.mark.parametrize("shape", [(2, 1, 4, 5), (2, 3, 1, 1), (1, 3, 4, 5), (1, 1, 1, 1), (3, 1, 1, 5), (2, 3, 4, 1)])
+@all_orders
+def test_memory_run_of_empty_like_writes_through_where_orders_coincide(axes, shape):
+    x = in_order(axes, shape)
+    y = empty_like(x)
+    memory_run(y)[:] = memory_run(x)
+    np.testing.assert_array_equal(y, x)
+
+
+def test_memory_run_of_empty_like_writes_through_for_other_ranks():
+    for x in np.arange(12.0), np.arange(12.0)[::2], np.arange(12.0).reshape(3, 4).T, np.arange(24.0).reshape(2, 3, 4).T:
+        y = empty_like(x)
+        memory_run(y)[:] = memory_run(x)
+        np.testing.assert_array_equal(y, x)
+
+
+@pytest.mark.parametrize("axes", [(0, 1, 2, 3), (0, 2, 3, 1)])
+def test_memory_run_is_a_view_of_both_usual_orders(axes):
+    x = in_order(axes)
+    assert np.shares_memory(memory_run(x), x)
+    assert memory_run(x).shape == (x.size,)
+
+
+@pytest.mark.parametrize("axes", [(0, 1, 2, 3), (0, 2, 3, 1)])
+def test_empty_like_keeps_order_and_dtype(axes):
+    x = in_order(axes, dtype=np.float32)
+    assert (empty_like(x).strides, empty_like(x).dtype) == (x.strides, x.dtype)
+
+
+def test_memory_run_walks_memory():
+    x = in_order((0, 2, 3, 1))
+    np.testing.assert_array_equal(memory_run(x), np.moveaxis(x, 1, -1).ravel())
+
+
+@all_orders
+def test_ordered_like_lets_two_arrays_walk_together(axes):
+    x = in_order((0, 1, 2, 3))
+    model = in_order(axes)
+    np.testing.assert_array_equal(memory_run(ordered_like(x, model)), memory_run(model))
+    np.testing.assert_array_equal(memory_run(ordered_like(model, x)), memory_run(x))
+
+
+def test_ordered_like_copies_only_if_it_must():
+    x, y = in_order((0, 2, 3, 1)), in_order((0, 1, 2, 3))
+    assert np.shares_memory(ordered_like(x, x), x)
+    assert np.shares_memory(ordered_like(y, y), y)
+    assert not np.shares_memory(ordered_like(x, y), x)
+
+
+# ---- Workspace ----
+
+
+@pytest.fixture(autouse=True)
+def fresh_workspace():
+    before = workspace.limit() / 2**20
+    workspace.release()
+    yield
+    workspace.release()
+    workspace.set_limit(before)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.float32, np.float64])
+@pytest.mark.parametrize("shape", [(), (1,), (3, 5), (7, 11, 13)])
+def test_buffer_is_aligned(shape, dtype):
+    x = workspace.buffer("test", shape, dtype)
+    assert (x.shape, x.dtype) == (shape, dtype)
+    assert x.ctypes.data % 64 == 0
+    assert x.flags.c_contiguous
+    assert x.flags.writeable
+
+
+def test_buffer_is_reused_for_requests_that_fit():
+    x = workspace.buffer("test", (10, 10), np.float64)
+    for shape, dtype in [((10, 10), np.float64), ((200,), np.float32), ((3,), np.uint8)]:
+        assert workspace.buffer("test", shape, dtype).ctypes.data == x.ctypes.data
+
+
+def test_buffer_grows_and_stays():
+    small = workspace.buffer("test", (10,), np.float64)
+    large = workspace.buffer("test", (1000,), np.float64)
+    large[:] = 1
+    assert not np.shares_memory(small, large)
+    assert np.shares_memory(workspace.buffer("test", (10,), np.float64), large)
+
+
+def test_buffers_of_two_purposes_are_apart():
+    assert not np.shares_memory(workspace.buffer("one", (9,), float), workspace.buffer("two", (9,), float))
+
+
+def test_buffers_of_two_threads_are_apart():
+    mine, theirs = workspace.buffer("test", (9,), float), []
+    thread = threading.Thread(target=lambda: theirs.append(workspace.buffer("test", (9,), float)))
+    thread.start()
+    thread.join()
+    assert not np.shares_memory(mine, theirs[0])
+
+
+def test_release_gives_the_memory_back():
+    before = workspace.buffer("test", (9,), float)
+    workspace.release()
+    assert not np.shares_memory(workspace.buffer("test", (9,), float), before)
+
+
+def test_limit_is_in_mebibytes():
+    workspace.set_limit(0.5)
+    assert workspace.limit() == 2**19
+
+
+@pytest.mark.parametrize("mib", [0, -1, float("nan")])
+def test_limit_must_be_positive(mib):
+    with pytest.raises(ValueError, match=f"must be a positive number of MiB, got {mib}"):
+        workspace.set_limit(mib)
+
+
+# ---- In a process of its own ----
+
+
+def run(code, **environment):
+    root = Path(array.__file__).parents[2]
+    return subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=root,
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+def test_limit_comes_from_the_environment():
+    ran = run("from minivgg.backends import workspace; print(workspace.limit())", MINIVGG_WORKSPACE="1.5")
+    assert ran.stdout == f"{3 * 2**19}\n", ran.stderr
+
+
+def test_kernels_may_be_launched_from_several_threads():
+    # on the workqueue layer, two launches at once end the whole process
+    code = """
+import threading, numba, numpy as np
+from minivgg.ops.relu import relu_forward
+x = np.arange(-50000.0, 50000.0)
+wrong = []
+def work():
+    for _ in range(300):
+        if relu_forward(x)[0].sum() != x[x > 0].sum():
+            wrong.append(1)
+threads = [threading.Thread(target=work) for _ in range(4)]
+for t in threads: t.start()
+for t in threads: t.join()
+print(numba.threading_layer(), len(wrong))
+"""
+    ran = run(code, NUMBA_THREADING_LAYER="default")
+    assert ran.stdout == "workqueue 0\n", ran.stderr

@@ -1,0 +1,36 @@
+"""The README's examples run, and its commands are those that CI runs."""
+
+import re
+from pathlib import Path
+
+import numpy as np
+
+from minivgg.cli.main import COMMANDS
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+
+
+def test_examples_run(capsys):
+    scope = {}
+    for block in re.findall(r"```python\n(.*?)```", README, re.DOTALL):
+        exec(block, scope)
+    printed = capsys.readouterr().out
+    assert re.match(r"loss \d\.\d\d, first layer's gradient \(16, 1, 3, 3\)\n\['naive', 'im2col'", printed)
+    assert scope["dx"].shape == (8, 1, 32, 32)
+    assert abs(scope["loss"] - np.log(10)) < 1
+
+
+def test_every_command_is_listed():
+    assert re.findall(r"^minivgg (\w+)   ", README, re.MULTILINE) == [c.__name__.rsplit(".", 1)[1] for c in COMMANDS]
+
+
+def test_every_link_and_picture_exists():
+    links = [link for link in re.findall(r"\]\(([^)]+)\)", README) if not link.startswith("http")]
+    assert len(links) > 8
+    assert [link for link in links if not (ROOT / link).exists()] == []
+
+
+def test_ci_runs_the_test_command_of_the_readme():
+    assert "\npip install -e '.[dev]' && pytest\n" in README
+    assert 'grep -m1 "&& pytest" README.md' in (ROOT / ".ci" / "run").read_text()
