@@ -195,7 +195,7 @@ def test_limit_is_in_mebibytes():
     assert workspace.limit() == 2**19
 
 
-@pytest.mark.parametrize("mib", [0, -1, float("nan")])
+@pytest.mark.parametrize("mib", [0, -1, float("nan"), float("inf"), "many"])
 def test_limit_must_be_positive(mib):
     with pytest.raises(ValueError, match=f"must be a positive number of MiB, got {mib}"):
         workspace.set_limit(mib)

@@ -194,3 +194,9 @@ def test_flatten_of_fortran_order():
 def test_flatten_of_c_order_copies_nothing():
     x = np.zeros(SHAPE)
     assert np.shares_memory(flatten_forward(x)[0], x)
+
+
+@pytest.mark.parametrize("numbers", [{"seed": -1}, {"call": -1}, {"seed": 2**64}])
+def test_dropout_counters_are_64_bits(numbers):
+    with pytest.raises(ValueError, match="seed and call must be in"):
+        dropout_forward(np.ones(3), 0.5, **numbers)

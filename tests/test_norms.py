@@ -254,3 +254,10 @@ def test_lrn_refuses_what_is_no_batch_of_images(shape):
 def test_lrn_refuses_senseless_windows(size, k):
     with pytest.raises(ValueError, match=f"size must be at least 1 and k positive, got size {size} and k {k}"):
         lrn_forward(np.zeros((1, 2, 3, 4)), size, k=k)
+
+
+def test_running_average_is_of_batches():
+    x, ones = np.ones((2, 3)), np.ones(3)
+    _, cache = batchnorm_forward(x, ones, ones, mean=ones, var=ones)
+    with pytest.raises(ValueError, match="statistics that were given"):
+        running_average(ones, ones, cache)

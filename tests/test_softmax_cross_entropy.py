@@ -168,3 +168,16 @@ def test_refuses_labels_that_are_no_integers(kind):
 @pytest.mark.parametrize("label_smoothing", [-0.1, 1, float("nan")])
 def test_refuses_senseless_smoothing(label_smoothing):
     refuses(f"label_smoothing must be in [0, 1), got {label_smoothing}", label_smoothing=label_smoothing)
+
+
+def test_class_ruled_out_by_minus_infinity_costs_nothing(dtype):
+    scores, labels = np.array([[1, -np.inf, 2], [0, 1, -np.inf]], dtype), np.array([0, 1])
+    loss, cache = softmax_cross_entropy_forward(scores, labels)
+    np.testing.assert_allclose(loss, np.log1p(np.exp([1, -1])).mean(), rtol=4 * np.finfo(dtype).eps)
+    assert softmax_cross_entropy_backward(1, cache)[[0, 1], [1, 2]].tolist() == [0, 0]
+
+
+def test_upstream_gradient_is_a_scalar():
+    _, cache = softmax_cross_entropy_forward(np.zeros((3, 3)), np.arange(3))
+    with pytest.raises(ValueError, match=r"dloss must be a scalar, got shape \(3,\)"):
+        softmax_cross_entropy_backward(np.ones(3), cache)

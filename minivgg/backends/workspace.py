@@ -13,23 +13,31 @@ import threading
 
 import numpy as np
 
+from minivgg.errors import BadInput
+
 _ALIGNMENT = 64  # bytes: a cache line, and the widest vector register
 
 _local = threading.local()
-_limit_mib = float(os.environ.get("MINIVGG_WORKSPACE", 64))
+_limit_mib: float | None = None  # not yet asked for
 
 
 def limit() -> int:
     """The most bytes that an operation should ask for at once; it works in chunks that fit."""
+    if _limit_mib is None:
+        set_limit(os.environ.get("MINIVGG_WORKSPACE", 64))
     return int(_limit_mib * 2**20)
 
 
-def set_limit(mib: float) -> None:
-    """Let operations ask for `mib` MiB at once. Raises ValueError unless it is positive."""
+def set_limit(mib: float | str) -> None:
+    """Let operations ask for `mib` MiB at once. Raises BadInput unless it is a positive, finite number."""
     global _limit_mib
-    if not mib > 0:
-        raise ValueError(f"the workspace limit must be a positive number of MiB, got {mib}")
-    _limit_mib = mib
+    try:
+        number = float(mib)
+    except ValueError:
+        number = math.nan
+    if not 0 < number < math.inf:
+        raise BadInput(f"the workspace limit (MINIVGG_WORKSPACE) must be a positive number of MiB, got {mib}")
+    _limit_mib = number
 
 
 def buffer(purpose: str, shape: tuple[int, ...], dtype) -> np.ndarray:

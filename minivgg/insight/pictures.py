@@ -1,6 +1,6 @@
 """Every picture. A function takes arrays and returns a Matplotlib figure; `save` writes it.
 
-Colours are Okabe and Ito's, which people with any colour vision can tell apart; grey maps run from light to dark.
+Colours are Okabe and Ito's, which people with any colour vision can tell apart; maps run from light to dark.
 """
 
 from pathlib import Path
@@ -49,18 +49,8 @@ def curves(history: list[dict]) -> Figure:
             axes.legend(frameon=False)
         loss.set(ylabel="cross-entropy (nats)", ylim=(0, None))
         accuracy.set(ylabel="correct")
-        accuracy.yaxis.set_major_formatter(PercentFormatter(1))
-        last = history[-1]["test_accuracy"]
-        accuracy.annotate(
-            f"{last:.1%}",
-            (epochs[-1], last),
-            (0, 8),
-            textcoords="offset points",
-            ha="center",
-            color=BLUE,
-            weight="bold",
-        )
-        accuracy.margins(y=0.12)
+        accuracy.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+        accuracy.set_title(f"Accuracy: {history[-1]['test_accuracy']:.2%} on the test set")
         rate.plot(epochs, [row["lr"] for row in history], "o-", color=GREY)
         rate.set(xlabel="epoch", ylabel="after the epoch", title="Learning rate", ylim=(0, None))
         for axes in (loss, accuracy, rate):
@@ -79,7 +69,7 @@ def confusion(predicted: np.ndarray, labels: np.ndarray, classes: tuple[str, ...
         figure = Figure(figsize=(side + 1, side))
         axes = figure.subplots()
         # Off the diagonal the interesting shares are small: a square root brings them out.
-        image = axes.imshow(shares, cmap="cividis_r", norm=colors.PowerNorm(0.5, 0, 1))
+        image = axes.imshow(shares, cmap="Blues", norm=colors.PowerNorm(0.5, 0, 1))
         axes.set(
             xlabel="predicted", ylabel="true class", title=f"{np.trace(counts) / max(counts.sum(), 1):.1%} correct"
         )

@@ -138,7 +138,10 @@ def running_average(mean, var, cache: BatchNormCache, momentum=0.1):
     """The running statistics after one more batch: old · (1 − momentum) + batch · momentum, as new arrays.
 
     The batch's variance enters with N − 1 for N, since it estimates that of the population, as PyTorch's does.
+    Raises ValueError for a cache whose statistics were given and not taken from a batch.
     """
+    if not cache.from_batch:
+        raise ValueError("running_average: the cache holds statistics that were given, not those of a batch")
     unbiased = cache.var * (cache.count / (cache.count - 1))
     new_mean = (1 - momentum) * mean + momentum * cache.mean
     return new_mean.astype(mean.dtype), ((1 - momentum) * var + momentum * unbiased).astype(var.dtype)

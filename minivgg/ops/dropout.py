@@ -71,10 +71,12 @@ def dropout_forward(x, p=0.5, *, seed=0, call=0):
     """y = x / (1 − p) with probability 1 − p, else 0, for each element by itself: the expectation of y is x.
 
     x of any shape, 0 ≤ p < 1. `seed` (64 bits) names the generator, `call` (64 bits) the mask: count it up each time.
-    Cost: ten rounds of integer arithmetic for each element; no mask is kept. Raises ValueError for another p.
+    Cost: ten rounds of integer arithmetic for each element; no mask is kept. Raises ValueError out of range.
     """
     if not 0 <= p < 1:
         raise ValueError(f"dropout: p must be in [0, 1), got {p}")
+    if not (0 <= seed < 2**64 and 0 <= call < 2**64):
+        raise ValueError(f"dropout: seed and call must be in [0, 2⁶⁴), got {seed} and {call}")
     return _masked(x, p, seed, call), DropoutCache(p, seed, call, x.shape, x.dtype)
 
 

@@ -56,11 +56,14 @@ def softmax_cross_entropy_forward(scores, labels, label_smoothing=0.0):
     shifted = scores - scores.max(axis=1, keepdims=True)
     exponentials = xp.exp(shifted)
     totals = exponentials.sum(axis=1, keepdims=True)
-    loss = (targets * (xp.log(totals) - shifted)).sum() / N
+    surprise = xp.where(targets > 0, xp.log(totals) - shifted, 0)  # a class ruled out by a score of −∞ costs nothing
+    loss = (targets * surprise).sum() / N
     return loss, CrossEntropyCache(exponentials / totals, targets)
 
 
 def softmax_cross_entropy_backward(dloss, cache: CrossEntropyCache):
     """dscores (N, K) = dloss/N · (softmax(scores) − target); `dloss` is a scalar, 1 where backward begins."""
+    if getattr(dloss, "ndim", 0):
+        raise ValueError(f"softmax_cross_entropy_backward: dloss must be a scalar, got shape {dloss.shape}")
     probabilities, targets = cache
     return (probabilities - targets) * probabilities.dtype.type(dloss / len(targets))
