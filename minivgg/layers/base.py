@@ -24,7 +24,10 @@ class Param:
 
 class Layer:
     """What all layers share. A subclass defines `_forward(x, train) -> (y, cache)` and
-    `_backward(dy, cache, need_dx) -> dx`, and keeps each learnt array in an attribute as a `Param`."""
+    `_backward(dy, cache, need_dx) -> dx`, and keeps each learnt array in an attribute as a `Param`.
+
+    A layer stands at one place of a network: it has one cache, so that using it twice needs two layers.
+    """
 
     buffers: tuple[str, ...] = ()  # names of attributes that are saved with the parameters but not learnt
     _cache = None

@@ -206,7 +206,7 @@ def _progress_bar(trainer: Trainer, progress: bool) -> tqdm:
         initial=trainer.batch,
         disable=not progress,
         unit="batch",
-        bar_format="{desc} {percentage:3.0f}% |{bar:20}| {elapsed}<{remaining} {postfix}",
+        bar_format="{desc} {percentage:3.0f}% |{bar:20}| {elapsed}<{remaining}{postfix}",
     )
 
 
