@@ -9,6 +9,7 @@ import pytest
 from minivgg.errors import BadInput
 from minivgg.layers import Conv2d, Dropout, Linear, Sequential, walk_forward
 from minivgg.models import MODELS, build, initialise, vgg
+from minivgg.ops.softmax_cross_entropy import softmax_cross_entropy_forward
 
 # configuration → (parameters, with batch norm, GMAC, receptive field), for 3×224×224 and 1000 classes
 FACTS = {
@@ -173,3 +174,11 @@ def test_vgg16_inference_at_batch_8_stays_under_1500_mb():
     )
     peak = int(subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout)
     assert 553e6 < peak < 1.5e9  # 553 MB are the weights
+
+
+@pytest.mark.parametrize("method", ["he", "xavier"])
+def test_untrained_loss_is_log_of_classes(method):
+    net = build("vgg11_bn", classes=10, input_size=32, width=0.2, classifier_width=64, init=method)
+    x = np.random.default_rng(0).standard_normal((64, 3, 32, 32), dtype=np.float32)
+    loss, _ = softmax_cross_entropy_forward(net.forward(x, train=True), np.arange(64) % 10)
+    assert abs(loss - np.log(10)) < 0.2

@@ -36,8 +36,10 @@ def initialise(model: Layer, method: str = "he", *, seed: int = 0, x=None) -> La
     """Draw the weights of all convolutions and linear layers, zero the biases, and seed the dropouts; returns `model`.
 
     `method`: "he", "xavier" or "paper" draw from normal distributions; "lsuv" makes every layer's output on the batch
-    `x` have variance one; "zeros" draws nothing (for loading weights, or counting them). The same seed gives the same
-    bits. Batch norms start at weight 1, bias 0. Raises BadInput for another method, or "lsuv" without `x`.
+    `x` have variance one; "zeros" draws nothing (for loading weights, or counting them). With "he" and "xavier" the
+    last of several layers, which makes the scores, starts ten times smaller: a network that has seen nothing should
+    have no opinion, and a loss of log(classes). Batch norms start at weight 1, bias 0. The same seed gives the same
+    bits. Raises BadInput for another method, or "lsuv" without `x`.
     """
     if method not in METHODS:
         raise BadInput(f'no initialiser "{method}"; there are {", ".join(METHODS)}')
@@ -45,8 +47,11 @@ def initialise(model: Layer, method: str = "he", *, seed: int = 0, x=None) -> La
     for _, layer in model.walk():
         if isinstance(layer, Dropout):
             layer.seed, layer.calls = int(rng.integers(2**63)), 0
-        elif hasattr(layer, "weight") and not isinstance(layer, BatchNorm2d) and method != "zeros":
-            _draw(layer, NORMAL.get(method), rng)
+    layers = [layer for _, layer in model.walk() if hasattr(layer, "weight") and not isinstance(layer, BatchNorm2d)]
+    for layer in layers if method != "zeros" else ():
+        _draw(layer, NORMAL.get(method), rng)
+    if method in ("he", "xavier") and len(layers) > 1:
+        layers[-1].weight.data *= layers[-1].weight.data.dtype.type(0.1)
     if method == "lsuv":
         if x is None:
             raise BadInput('the initialiser "lsuv" needs a batch of images, x')
