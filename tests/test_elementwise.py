@@ -200,3 +200,8 @@ def test_flatten_of_c_order_copies_nothing():
 def test_dropout_counters_are_64_bits(numbers):
     with pytest.raises(ValueError, match="seed and call must be in"):
         dropout_forward(np.ones(3), 0.5, **numbers)
+
+
+def test_relu_has_no_negative_zero(dtype):
+    y, _ = relu_forward(np.array([-0.0, 0.0, -1.0], dtype))
+    assert not np.signbit(y).any()

@@ -25,7 +25,14 @@ def test_product_is_the_sum_over_k(M, N, K, order_a, order_b):
     assert (np.abs(gemm(a, b) - np.einsum("mk,kn->mn", a, b)) <= bound).all()
 
 
-@pytest.mark.parametrize("shape", [(700, 64, 90), (64, 64, 700)])
+@pytest.fixture
+def many_pieces(monkeypatch):
+    """Every product in as many pieces as there may be, so that their seams are seen."""
+    monkeypatch.setattr("minivgg.ops.gemm._WORK", 1)
+
+
+@pytest.mark.usefixtures("many_pieces")
+@pytest.mark.parametrize("shape", [(700, 64, 90), (64, 64, 700), (600, 5, 600)])
 def test_writes_into_a_slice_and_nowhere_else(shape):
     M, K, N = shape
     rng = np.random.default_rng(0)
@@ -37,6 +44,7 @@ def test_writes_into_a_slice_and_nowhere_else(shape):
     assert np.isnan(larger[[0, -1]]).all()
 
 
+@pytest.mark.usefixtures("many_pieces")
 @pytest.mark.parametrize("shape", [(701, 64, 90), (64, 64, 701)])
 def test_same_bits_on_one_thread_and_two(shape):
     M, K, N = shape
@@ -59,3 +67,19 @@ def test_blas_keeps_its_own_threads():
     for caller in callers:
         caller.join()
     assert [pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"] == before
+
+
+@pytest.mark.usefixtures("many_pieces")
+def test_overflow_in_any_thread_is_infinity_without_a_warning():
+    a = np.full((600, 4), 1e300)
+    assert np.isposinf(gemm(a, a.T)).all()
+
+
+def test_pieces_are_as_large_as_they_pay(monkeypatch):
+    shapes = []
+    monkeypatch.setattr("minivgg.ops.gemm._multiply", lambda a, b, out: shapes.append((a.shape, b.shape)))
+    gemm(np.ones((3000, 512)), np.ones((512, 32)))
+    assert sorted(shapes) == [((952, 512), (512, 32)), ((1024, 512), (512, 32)), ((1024, 512), (512, 32))]
+    shapes.clear()
+    gemm(np.ones((64, 2048)), np.ones((2048, 600)))
+    assert sorted(shapes) == [((64, 2048), (2048, n)) for n in (88, 256, 256)]

@@ -18,15 +18,15 @@ class CrossEntropyCache(NamedTuple):
 def softmax_forward(x):
     """y[n, k] = eˣ[n, k] / Σⱼ eˣ[n, j]: x (N, K) scores → probabilities, rows summing to 1; the cache is y."""
     xp = xp_of(x)
-    e = xp.exp(x - x.max(axis=-1, keepdims=True))
-    y = e / e.sum(axis=-1, keepdims=True)
+    e = xp.exp(x - x.max(axis=1, keepdims=True))
+    y = e / e.sum(axis=1, keepdims=True)
     return y, y
 
 
 def softmax_backward(dy, cache):
     """dx = y · (dy − Σⱼ dyⱼ·yⱼ): the Jacobian diag(y) − y·yᵀ, applied without being formed."""
     check_gradient("softmax_backward", dy, cache.shape, cache.dtype)
-    return cache * (dy - (dy * cache).sum(axis=-1, keepdims=True))
+    return cache * (dy - (dy * cache).sum(axis=1, keepdims=True))
 
 
 def softmax_cross_entropy_forward(scores, labels, label_smoothing=0.0):
