@@ -9,33 +9,16 @@ import numpy as np
 import pytest
 from hypothesis import settings
 
-pytest.register_assert_rewrite("numeric")
+from minivgg.testing import arrays
+
 settings.register_profile("minivgg", deadline=None, derandomize=True, max_examples=40)
 settings.load_profile("minivgg")
 
 
-def channels_last(a):
-    """The same values with channels varying fastest in memory; a matrix comes out transposed in memory instead."""
-    if a.ndim == 2:
-        return np.asfortranarray(a)
-    return np.moveaxis(np.ascontiguousarray(np.moveaxis(a, 1, -1)), -1, 1)
-
-
-def strided_view(a):
-    """The same values as every second element of a larger array of NaNs, which must never be seen."""
-    larger = np.full((2 * a.shape[0], *a.shape[1:-1], 2 * a.shape[-1]), np.nan, a.dtype)
-    view = larger[1::2, ..., ::2]
-    view[...] = a
-    return view
-
-
-MEMORY_ORDERS = {"C order": np.ascontiguousarray, "channels last": channels_last, "strided view": strided_view}
-
-
-@pytest.fixture(scope="module", params=MEMORY_ORDERS)
+@pytest.fixture(scope="module", params=arrays.MEMORY_ORDERS)
 def laid_out(request):
     """A function that gives an array one of the memory orders; vectors stay as they are."""
-    return lambda a: a if a.ndim < 2 else MEMORY_ORDERS[request.param](a)
+    return lambda a: arrays.laid_out(a, request.param)
 
 
 @pytest.fixture(scope="module", params=["float32", "float64"])

@@ -6,35 +6,16 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from numeric import Op, all_ops, all_rules, assert_same_bits, integers
 from scipy.signal import convolve2d, correlate2d
 
 from minivgg.backends import workspace
 from minivgg.ops import conv2d
 from minivgg.ops.conv2d import ALGORITHMS, Algorithm, ConvSpec, conv2d_backward, conv2d_forward, im2col, naive
+from minivgg.testing import GEOMETRIES, check_conv, check_op
+from minivgg.testing.arrays import integers
+from minivgg.testing.cases import conv_case
 
-GEOMETRIES = {  # x, w, stride, padding
-    "one pixel": ((1, 1, 1, 1), (1, 1, 1, 1), 1, 0),
-    "pointwise": ((2, 5, 4, 3), (6, 5, 1, 1), 1, 0),
-    "pointwise with stride": ((2, 5, 6, 7), (3, 5, 1, 1), 2, 0),
-    "pointwise with padding": ((1, 2, 3, 4), (3, 2, 1, 1), 1, 1),
-    "VGG": ((2, 3, 8, 9), (4, 3, 3, 3), 1, 1),
-    "many channels": ((1, 40, 5, 6), (35, 40, 3, 3), 1, 1),
-    "tall window": ((2, 3, 7, 5), (2, 3, 4, 1), 1, (2, 0)),
-    "wide window": ((2, 3, 5, 8), (2, 3, 1, 5), (1, 2), (0, 2)),
-    "AlexNet's first": ((1, 3, 23, 19), (4, 3, 11, 11), 4, 2),
-    "even window": ((2, 2, 6, 5), (3, 2, 2, 4), (2, 1), (1, 2)),
-    "stride past the window": ((2, 2, 9, 10), (3, 2, 2, 1), (3, 4), 0),
-    "window as large as the image": ((3, 4, 5, 6), (7, 4, 5, 6), 1, 0),
-    "padding past the window": ((1, 2, 3, 2), (2, 2, 2, 2), (2, 3), (4, 3)),
-}
-RUNGS = [  # every algorithm on every geometry that it supports
-    (algorithm, geometry)
-    for algorithm in ALGORITHMS
-    for geometry, (x, w, stride, padding) in GEOMETRIES.items()
-    if ALGORITHMS[algorithm].supports(ConvSpec.of(x, w, stride, padding), "cpu") is None
-]
-every_rung = pytest.mark.parametrize(("algorithm", "geometry"), RUNGS)
+FEW = "VGG", "even window", "pointwise"  # test_testing.py takes all
 
 
 def tensors(geometry, dtype, draw=lambda rng, shape: rng.standard_normal(shape)):
@@ -136,26 +117,13 @@ def test_by_hand_with_stride_and_padding():
 # ---- Every rung ----
 
 
-@every_rung
-def test_rung_against_naive(algorithm, geometry, dtype):
-    x, w, dy, spec = tensors(GEOMETRIES[geometry], dtype)
-    for result, name, a, b, terms in all_passes(ALGORITHMS[algorithm], x, w, dy, spec):
-        oracle = getattr(naive, name)
-        assert_rounded(result, in_float64(oracle, a, b, spec=spec), oracle, a, b, terms, spec)
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_conforms(algorithm):
+    check_conv(algorithm, *FEW)
 
 
-@every_rung
-def test_adjoints(algorithm, geometry, dtype):
-    x, w, dy, spec = tensors(GEOMETRIES[geometry], dtype)
-    inner = [
-        np.vdot(ALGORITHMS[algorithm].forward(x, w, spec).astype(np.float64), dy),
-        np.vdot(x, ALGORITHMS[algorithm].grad_input(dy, w, spec).astype(np.float64)),
-        np.vdot(w, ALGORITHMS[algorithm].grad_weight(dy, x, spec).astype(np.float64)),
-    ]
-    # all three are the same sum of products x·w·dy; each pass rounds it by terms · eps/2 · Σ|x·w·dy| at most
-    terms = max(spec.columns, spec.O * spec.KH * spec.KW, spec.N * spec.OH * spec.OW)
-    total = np.vdot(in_float64(naive.forward, abs(x), abs(w), spec=spec), abs(dy))
-    np.testing.assert_allclose(inner, inner[0], rtol=0, atol=2 * terms * np.finfo(dtype).eps * total)
+def test_what_is_above_the_rungs_conforms():
+    check_op((conv2d_forward, conv2d_backward), *map(conv_case, FEW))
 
 
 sizes = st.integers(1, 4)
@@ -179,36 +147,6 @@ def test_any_geometry(algorithm, dtype, geometry):
     for result, name, a, b, terms in all_passes(ALGORITHMS[algorithm], x, w, dy, spec):
         oracle = getattr(SciPy, name)
         assert_rounded(result, in_float64(oracle, a, b, spec=spec), oracle, a, b, terms, spec)
-
-
-def as_op(algorithm, geometry, bias):
-    x, w, stride, padding = GEOMETRIES[geometry]
-
-    def forward(*arguments):
-        return conv2d_forward(*arguments, stride=stride, padding=padding, algorithm=algorithm)
-
-    def backward(dy, cache):
-        return conv2d_backward(dy, cache)[: 2 + bias]
-
-    return Op(forward, backward, (x, w, (w[0],))[: 2 + bias])
-
-
-OPS = {
-    f"{algorithm}, {geometry}": as_op(algorithm, geometry, bias)
-    for geometry, bias in [("VGG", True), ("even window", True), ("pointwise", False)]
-    for algorithm in ALGORITHMS
-    if (algorithm, geometry) in RUNGS
-}
-
-
-@all_rules(OPS)
-def test_rules(op, rule, dtype, laid_out):
-    rule(op, dtype, laid_out)
-
-
-@all_ops(OPS)
-def test_gradient_is_the_slope(op, laid_out):
-    op.check_slopes(laid_out)
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
@@ -239,6 +177,11 @@ def test_cache_keeps_x_and_no_columns():
 
 
 # ---- im2col in chunks ----
+
+
+def assert_same_bits(these, those):
+    for this, that in zip(these, those, strict=True):
+        np.testing.assert_array_equal(this, that, strict=True)
 
 
 @pytest.fixture

@@ -6,45 +6,20 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from numeric import Op, all_ops, all_rules, does_not_depend_on_threads, signed
 
 from minivgg.ops.batchnorm import batchnorm_backward, batchnorm_forward, running_average
 from minivgg.ops.lrn import lrn_backward, lrn_forward
+from minivgg.testing import Case, Op, check_op, oracles
+from minivgg.testing.arrays import signed
+from minivgg.testing.rules import any_number_of_threads
+from minivgg.testing.suite import hold
 
 MEAN, VAR = np.array([0.3, -1.0, 2.0, 0.0]), np.array([0.5, 2.0, 1.0, 0.1])
 
 
-def with_given_statistics(x, weight, bias):
-    return batchnorm_forward(x, weight, bias, mean=MEAN.astype(x.dtype), var=VAR.astype(x.dtype))
-
-
-def lrn_op(*arguments, C=7):
-    return Op(lambda x: lrn_forward(x, *arguments), lrn_backward, ((2, C, 3, 4),))
-
-
-BATCHNORMS = {
-    "batch norm": Op(batchnorm_forward, batchnorm_backward, ((3, 4, 2, 5), (4,), (4,))),
-    "batch norm of a matrix": Op(batchnorm_forward, batchnorm_backward, ((7, 4), (4,), (4,))),
-    "batch norm, given": Op(with_given_statistics, batchnorm_backward, ((3, 4, 2, 5), (4,), (4,))),
-    "batch norm of a matrix, given": Op(with_given_statistics, batchnorm_backward, ((7, 4), (4,), (4,))),
-}
-LRNS = {
-    "LRN": lrn_op(5, 0.5, 0.75, 1.0),
-    "LRN, even": lrn_op(4, 0.5, 0.75, 2.0),
-    "LRN, wider than the channels": lrn_op(9, 2.0, 0.6, 1.0, C=3),
-    "LRN of a channel by itself": lrn_op(1, 0.5, 1.0, 1.0),
-}
-OPS = BATCHNORMS | LRNS
-
-
-@all_rules(OPS)
-def test_rules(op, rule, dtype, laid_out):
-    rule(op, dtype, laid_out)
-
-
-@all_ops(OPS)
-def test_gradient_is_the_slope(op, laid_out):
-    op.check_slopes(laid_out)
+@pytest.mark.parametrize("op", ["batchnorm", "lrn"])
+def test_conforms(op):
+    check_op(op)
 
 
 def over_pixels(x, channels_first=True):
@@ -109,9 +84,9 @@ def test_batchnorm_of_large_means_and_several_blocks(shape, dtype):
     np.testing.assert_allclose(cache.var, pixels.var(axis=1), rtol=rounding)
 
 
-def test_batchnorm_of_several_blocks_does_not_depend_on_threads(dtype):
-    op = Op(batchnorm_forward, batchnorm_backward, ((8, 8, 32, 33), (8,), (8,)))
-    does_not_depend_on_threads(op, dtype, None)
+def test_batchnorm_of_several_blocks_does_not_depend_on_threads():
+    case = Case((8, 8, 32, 33), (8,), (8,))
+    hold(Op("batchnorm", batchnorm_forward, batchnorm_backward, (case,)), [any_number_of_threads])
 
 
 def test_batchnorm_backward_of_several_blocks():
@@ -205,13 +180,6 @@ def test_refuses_half_of_the_statistics(name):
 # ---- LRN ----
 
 
-def slow_lrn(x, size, alpha, beta, k):
-    """Torch's convention: the mean of squares over `size` channels, size//2 before and (size − 1)//2 after."""
-    around = [(0, 0), (size // 2, (size - 1) // 2), (0, 0), (0, 0)]
-    squares = np.lib.stride_tricks.sliding_window_view(np.pad(x.astype(np.float64) ** 2, around), size, axis=1)
-    return x * (k + alpha * squares.mean(axis=-1)) ** -beta
-
-
 @given(
     shape=st.tuples(st.integers(1, 3), st.integers(1, 9), st.integers(1, 4), st.integers(1, 4)),
     size=st.integers(1, 8),
@@ -225,7 +193,7 @@ def test_lrn_against_slow(dtype, shape, size, alpha, beta, k):
     # the energy, a sum of `size` squares, times alpha/size, plus k; its power (beta, itself rounded, of a base up to
     # 1 + 5·16, whose logarithm is 4.4, and 4 ulp); the product
     rtol = np.finfo(dtype).eps * (beta * (size + 4) + 4.4 + 4 + 1)
-    np.testing.assert_allclose(y, slow_lrn(x, size, alpha, beta, k), rtol=rtol)
+    np.testing.assert_allclose(y, oracles.lrn(x.astype(np.float64), size, alpha, beta, k), rtol=rtol)
 
 
 @pytest.mark.parametrize(

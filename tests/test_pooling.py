@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from numeric import Op, all_ops, all_rules, distinct, signed
 
 from minivgg.ops.avgpool import (
     adaptive_avgpool2d_backward,
@@ -17,54 +16,22 @@ from minivgg.ops.avgpool import (
     avgpool2d_forward,
 )
 from minivgg.ops.maxpool import maxpool2d_backward, maxpool2d_forward
+from minivgg.testing import CASES, check_op
+from minivgg.testing.rules import Trial
+
+every_pool = pytest.mark.parametrize("op", ["maxpool2d", "avgpool2d", "adaptive_avgpool2d"])
 
 
-def pool_op(forward, backward, *arguments, draw, shape=(2, 3, 7, 6), bits=True):
-    return Op(lambda x: forward(x, *arguments), backward, (shape,), draw, bits)
+@every_pool
+def test_conforms(op):
+    check_op(op)
 
 
-POOLS = {
-    "max 2×2": pool_op(maxpool2d_forward, maxpool2d_backward, 2, draw=distinct),
-    "max 3×3, overlapping": pool_op(maxpool2d_forward, maxpool2d_backward, 3, 2, 1, draw=distinct),
-    "max 2×3, uneven": pool_op(maxpool2d_forward, maxpool2d_backward, (2, 3), (3, 1), (1, 0), draw=distinct),
-    "max with gaps": pool_op(maxpool2d_forward, maxpool2d_backward, 1, 3, draw=distinct),
-}
-MEANS = {
-    "average 2×2": pool_op(avgpool2d_forward, avgpool2d_backward, 2, draw=signed),
-    "average 3×3, overlapping": pool_op(avgpool2d_forward, avgpool2d_backward, 3, 2, 1, draw=signed),
-    "average 2×3, uneven": pool_op(avgpool2d_forward, avgpool2d_backward, (2, 3), (3, 1), (1, 0), draw=signed),
-    "average without padding": pool_op(avgpool2d_forward, avgpool2d_backward, 3, 2, 1, False, draw=signed),
-    "adaptive to 1": pool_op(adaptive_avgpool2d_forward, adaptive_avgpool2d_backward, 1, draw=signed),
-    "adaptive, overlapping": pool_op(adaptive_avgpool2d_forward, adaptive_avgpool2d_backward, (3, 4), draw=signed),
-    "adaptive to more": pool_op(adaptive_avgpool2d_forward, adaptive_avgpool2d_backward, (8, 15), draw=signed),
-}
-OPS = POOLS | MEANS
-
-
-@all_rules(OPS)
-def test_rules(op, rule, dtype, laid_out):
-    rule(op, dtype, laid_out)
-
-
-@all_ops(OPS)
-def test_gradient_is_the_slope(op, laid_out):
-    op.check_slopes(laid_out)
-
-
-@all_ops(MEANS)
-def test_backward_is_the_adjoint(op, dtype):
-    (x,), dy = op.arguments(dtype), op.upstream(dtype)
-    y, dx = op.run((x,), dy)
-    # each of the two rounds Σ|x|·|dy|/area, once for each of at most x.size terms
-    total = np.vdot(op.run((abs(x),), abs(dy))[0].astype(np.float64), abs(dy))
-    tolerance = 2 * x.size * np.finfo(dtype).eps * total
-    assert abs(np.vdot(y.astype(np.float64), dy) - np.vdot(x.astype(np.float64), dx)) <= tolerance
-
-
-@all_ops(OPS)
+@every_pool
 def test_result_is_channels_last(op):
-    for result in op.run(op.arguments("float64"), op.upstream("float64")):
-        assert result.transpose(0, 2, 3, 1).flags.c_contiguous
+    for case in CASES[op].cases:
+        for result in Trial(CASES[op], case, np.dtype("float64"), "cpu").raw().values():
+            assert result.transpose(0, 2, 3, 1).flags.c_contiguous
 
 
 # ---- Slow pools ----
@@ -256,7 +223,7 @@ def test_adaptive_windows_overlap():
 
 # ---- Errors ----
 
-every_pool = pytest.mark.parametrize(
+each_pool = pytest.mark.parametrize(
     ("name", "pool"), [("maxpool2d", maxpool2d_forward), ("avgpool2d", avgpool2d_forward)]
 )
 
@@ -268,26 +235,26 @@ def test_refuses_what_is_no_batch_of_images(pool, shape):
         pool(np.zeros(shape), 2)
 
 
-@every_pool
+@each_pool
 def test_refuses_too_much_padding(name, pool):
     with pytest.raises(ValueError, match=re.escape(f"{name}: padding (1, 2) must be at most half the window (3, 3)")):
         pool(np.zeros((1, 1, 5, 5)), 3, padding=(1, 2))
 
 
-@every_pool
+@each_pool
 def test_refuses_a_window_that_does_not_fit(name, pool):
     with pytest.raises(ValueError, match=re.escape(f"{name}: a (4, 2) window does not fit into (3, 5)")):
         pool(np.zeros((1, 1, 3, 5)), (4, 2))
 
 
-@every_pool
+@each_pool
 @pytest.mark.parametrize("geometry", [(0, 1, 0), (2, 0, 0), (2, 1, -1)])
 def test_refuses_a_senseless_geometry(name, pool, geometry):
     with pytest.raises(ValueError, match=f"{name}: kernel .* and stride .* must be at least 1, and padding"):
         pool(np.zeros((1, 1, 3, 5)), *geometry)
 
 
-@every_pool
+@each_pool
 def test_refuses_what_is_no_pair(name, pool):
     with pytest.raises(ValueError, match=re.escape("kernel_size must be an integer or a pair")):
         pool(np.zeros((1, 1, 3, 5)), 2.5)

@@ -1,0 +1,119 @@
+"""`check_conv`: a rung of the ladder is an op of x and w on every geometry, and is held to the seven loops."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+
+from minivgg.backends.array import to_cpu
+from minivgg.ops.conv2d import ALGORITHMS, Algorithm, check_algorithm, naive
+from minivgg.testing.arrays import workspace_of
+from minivgg.testing.cases import GEOMETRIES, Case, Op, conv_case, spec_of
+from minivgg.testing.report import Broken, Report
+from minivgg.testing.rules import RULES, Trial, agree, refuses_foreign_dy, rule
+from minivgg.testing.suite import hold
+
+
+def check_conv(
+    algorithm: str | Algorithm,
+    *geometries: str,
+    without: Iterable[str] = (),
+    raise_on_failure: bool = True,
+) -> Report:
+    """Hold a convolution algorithm to all rules, on those `GEOMETRIES` (or those of them named) that it supports.
+
+        check_conv("im2col")
+        check_conv(Algorithm("mine", "why", forward, grad_input, grad_weight))      # it need not be in ALGORITHMS
+
+    Besides the rules for ops: each pass gives what `naive` gives in float64, up to rounding; also with scratch memory
+    for a row or three. `without` leaves out rules by their titles. Cost: about 80 passes and a gradient check for each
+    geometry. Raises AssertionError as `check_op` does; BadInput for an unknown name, KeyError for a geometry.
+    """
+    if isinstance(algorithm, str):
+        check_algorithm(algorithm)
+        algorithm = ALGORITHMS[algorithm]
+    op = conv_op(algorithm, geometries or GEOMETRIES)
+    return hold(op, CONV_RULES, without=without, raise_on_failure=raise_on_failure)
+
+
+@dataclass(frozen=True)
+class ConvOp(Op):
+    """A convolution algorithm as an op of x and w."""
+
+    algorithm: Algorithm | None = None
+
+    def runs(self, case: Case, device: str) -> bool:
+        return not self.algorithm.supports(spec_of(case), device)
+
+
+def conv_op(algorithm: Algorithm, geometries: Iterable[str]) -> ConvOp:
+    """An algorithm without what is above it (bias, validation, the choice of an algorithm) as a row of the table."""
+
+    def forward(x, w, **options):
+        spec = spec_of(Case(x.shape, w.shape, **options))
+        return algorithm.forward(x, w, spec), (x, w, spec)
+
+    def backward(dy, cache):
+        x, w, spec = cache
+        return algorithm.grad_input(dy, w, spec), algorithm.grad_weight(dy, x, spec)
+
+    cases = tuple(conv_case(geometry, bias=False) for geometry in geometries)
+    name = f"algorithm {algorithm.name}"
+    return ConvOp(name, forward, backward, cases, affine_in=("x", "w"), algorithm=algorithm)
+
+
+def by_naive(trial: Trial) -> tuple[dict[str, np.ndarray], dict[str, float]]:
+    """(what the seven loops give in float64, how far rounding may be from it), by name.
+
+    A sum of `terms` products, added in any order, is off by at most terms · eps/2 · Σ|a|·|b| to first order, where the
+    sum is the very same pass over |a| and |b|. Taken twice, for the second order; and the largest one for all, because
+    fast algorithms mix neighbouring pixels before they add.
+    """
+    spec, eps = spec_of(trial.case), np.finfo(trial.dtype).eps
+    x, w, dy = (to_cpu(a).astype(np.float64) for a in (*trial.arguments(), trial.upstream()))
+    passes = {
+        "y": (naive.forward, x, w, spec.columns),
+        "dx": (naive.grad_input, dy, w, spec.O * spec.KH * spec.KW),
+        "dw": (naive.grad_weight, dy, x, spec.N * spec.OH * spec.OW),
+    }
+    expected = {name: loops(a, b, spec) for name, (loops, a, b, _) in passes.items()}
+    bounds = {name: terms * eps * loops(abs(a), abs(b), spec).max() for name, (loops, a, b, terms) in passes.items()}
+    return expected, bounds
+
+
+@rule(
+    "all three passes give what the seven loops give",
+    "Try the smallest geometry that fails, with x all zeros but for a single one: y is then the filter, flipped, where "
+    "that one was seen. Beyond the border x counts as zero; the indices are those of ops/conv2d/naive.py.",
+)
+def matches_naive(trial):
+    expected, bounds = by_naive(trial)
+    agree(trial.run(), expected, "by the seven loops", tolerance=bounds)
+
+
+@rule(
+    "little memory gives the same",
+    "Under a small `workspace.limit()` the work is done in chunks: look at where one begins, and at the last one, "
+    "which may be smaller.",
+)
+def works_in_chunks(trial):
+    expected, bounds = by_naive(trial)
+    row = spec_of(trial.case).OW * spec_of(trial.case).columns * trial.dtype.itemsize
+    for rows in (0.001, 1, 3):
+        with workspace_of(rows * row):
+            where = f"with a workspace of {rows} rows of columns"
+            agree(trial.run(), expected, "by the seven loops", tolerance=bounds, where=where)
+
+
+@rule(
+    "supports() says None, or why not",
+    "`supports(spec, device)` returns None where the algorithm works, and elsewhere a text that a user will read.",
+)
+def says_why_not(trial):
+    for device in ("cpu", "gpu"):
+        why = trial.op.algorithm.supports(spec_of(trial.case), device)
+        if not (why is None or (isinstance(why, str) and why)):
+            raise Broken("None or a text", repr(why), where=f'supports(spec, "{device}")')
+
+
+CONV_RULES = [says_why_not, *(rule for rule in RULES if rule is not refuses_foreign_dy), matches_naive, works_in_chunks]
