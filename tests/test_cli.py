@@ -273,3 +273,10 @@ def test_a_full_disk_is_one_line(data, capsys, monkeypatch):
     monkeypatch.setattr("minivgg.training.checkpoints.save", full)
     assert main(["train", "--data", str(data / "stripes.npz"), "--epochs", "1", *SMALL, "--run", str(data / "z")]) == 2
     assert capsys.readouterr().err == "minivgg: runs/x/checkpoint.safetensors: No space left on device\n"
+
+
+def test_a_reader_that_stops_reading_is_no_mistake():
+    command = f"'{sys.executable}' -m minivgg bugs | head -1; exit ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("NAME")

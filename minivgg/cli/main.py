@@ -1,6 +1,7 @@
 """`minivgg COMMAND …`: finds the command, and turns bad input into one line and exit status 2."""
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 
@@ -29,10 +30,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status: 0 done, 1 a gradient is wrong, 2 bad input, 130 interrupted."""
     chosen = parser().parse_args(arguments)
     try:
-        return chosen.command(chosen) or 0
+        status = chosen.command(chosen) or 0
+        sys.stdout.flush()
+        return status
     except BadInput as error:
         print(f"minivgg: {error}", file=sys.stderr)
         return 2
+    except BrokenPipeError:  # whoever reads us, `head` for one, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except OSError as error:  # a full disk, a folder that may not be written to
         print(f"minivgg: {error.filename or 'input/output'}: {error.strerror or error}", file=sys.stderr)
         return 2
