@@ -34,22 +34,22 @@ SECONDS = 120  # a mutant that runs longer loops for ever, and counts as noticed
 
 # The test files that answer for each file of ops, fastest first.
 TESTS = {
-    "avgpool": ["pooling"],
-    "batchnorm": ["norms"],
+    "avgpool": ["pooling", "defaults"],
+    "batchnorm": ["norms", "defaults"],
     "channels": ["norms", "linear", "conv2d"],
-    "conv2d/__init__": ["conv2d"],
+    "conv2d/__init__": ["conv2d", "defaults"],
     "conv2d/im2col": ["conv2d"],
     "conv2d/naive": ["conv2d"],
-    "conv2d/spec": ["conv2d", "ledger"],
-    "dropout": ["elementwise"],
+    "conv2d/spec": ["defaults", "conv2d", "ledger"],
+    "dropout": ["elementwise", "defaults"],
     "flatten": ["elementwise"],
     "gemm": ["gemm"],
-    "linear": ["linear"],
-    "lrn": ["norms"],
-    "maxpool": ["pooling"],
+    "linear": ["linear", "defaults"],
+    "lrn": ["norms", "defaults"],
+    "maxpool": ["pooling", "defaults"],
     "relu": ["elementwise"],
     "sigmoid": ["elementwise"],
-    "softmax_cross_entropy": ["softmax_cross_entropy"],
+    "softmax_cross_entropy": ["softmax_cross_entropy", "defaults"],
     "windows": ["pooling", "linear", "conv2d"],
 }
 

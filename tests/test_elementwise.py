@@ -174,7 +174,7 @@ def test_flatten_of_c_order_copies_nothing():
     assert np.shares_memory(flatten_forward(x)[0], x)
 
 
-@pytest.mark.parametrize("numbers", [{"seed": -1}, {"call": -1}, {"seed": 2**64}])
+@pytest.mark.parametrize("numbers", [{"seed": -1}, {"call": -1}, {"seed": 2**64}, {"call": 2**64}])
 def test_dropout_counters_are_64_bits(numbers):
     with pytest.raises(ValueError, match="seed and call must be in"):
         dropout_forward(np.ones(3), 0.5, **numbers)
