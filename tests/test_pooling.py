@@ -263,3 +263,19 @@ def test_refuses_what_is_no_pair(name, pool):
 def test_adaptive_refuses_an_empty_output():
     with pytest.raises(ValueError, match=re.escape("output_size must be at least 1, got (3, 0)")):
         adaptive_avgpool2d_forward(np.zeros((1, 1, 3, 5)), (3, 0))
+
+
+@pytest.mark.parametrize("padding", [(2, 0), (0, 2)])
+def test_padding_is_at_most_half_the_window_each_way(padding):
+    for pool in (maxpool2d_forward, avgpool2d_forward):
+        with pytest.raises(ValueError, match="must be at most half the window"):
+            pool(np.zeros((1, 1, 9, 9)), 3, 1, padding)
+
+
+@pytest.mark.parametrize("window", [(16, 16), (257, 1), (1, 257)])
+def test_argmax_takes_as_many_bytes_as_it_must(window):
+    x = np.zeros((1, 1, *window))
+    x[..., -1, -1] = 1
+    _, cache = maxpool2d_forward(x, window)
+    assert cache.argmax.dtype == (np.uint8 if window == (16, 16) else np.uint16)
+    assert cache.argmax.item() == window[0] * window[1] - 1

@@ -46,7 +46,7 @@ def _forward(x, y, argmax, window, stride, padding):
 
 @kernel
 def _backward(dy, argmax, dx, window, stride, padding):
-    N, H, W, C = dx.shape
+    N, H, _, C = dx.shape
     _, OH, OW, _ = dy.shape
     for task in prange(N * H):  # a row of dx belongs to one thread, so overlapping windows need no atomic additions
         n, h = divmod(np.intp(task), H)
@@ -56,9 +56,7 @@ def _backward(dy, argmax, dx, window, stride, padding):
                 continue
             for ow in range(OW):
                 for kw in range(window[1]):
-                    v = ow * stride[1] - padding[1] + kw
-                    if v < 0 or v >= W:
-                        continue
+                    v = ow * stride[1] - padding[1] + kw  # a winner lies inside the image: no need to look whether v does
                     place = kh * window[1] + kw
                     for c in range(C):
                         if argmax[n, oh, ow, c] == place:
