@@ -56,7 +56,7 @@ def _backward(dy, argmax, dx, window, stride, padding):
                 continue
             for ow in range(OW):
                 for kw in range(window[1]):
-                    v = ow * stride[1] - padding[1] + kw  # a winner lies inside the image: no need to look whether v does
+                    v = ow * stride[1] - padding[1] + kw  # no winner lies outside: v needs no check
                     place = kh * window[1] + kw
                     for c in range(C):
                         if argmax[n, oh, ow, c] == place:
