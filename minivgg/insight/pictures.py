@@ -71,7 +71,7 @@ def confusion(predicted: np.ndarray, labels: np.ndarray, classes: tuple[str, ...
         # Off the diagonal the interesting shares are small: a square root brings them out.
         image = axes.imshow(shares, cmap="Blues", norm=colors.PowerNorm(0.5, 0, 1))
         axes.set(
-            xlabel="predicted", ylabel="true class", title=f"{np.trace(counts) / max(counts.sum(), 1):.1%} correct"
+            xlabel="predicted", ylabel="true class", title=f"{np.trace(counts) / max(counts.sum(), 1):.2%} correct"
         )
         axes.set_xticks(range(K), classes, rotation=45, ha="right", rotation_mode="anchor")
         axes.set_yticks(range(K), classes)
