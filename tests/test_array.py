@@ -221,8 +221,9 @@ def test_limit_comes_from_the_environment():
     assert ran.stdout == f"{3 * 2**19}\n", ran.stderr
 
 
-def test_kernels_may_be_launched_from_several_threads():
-    # on the workqueue layer, two launches at once end the whole process
+@pytest.mark.parametrize("layer", ["default", "workqueue"])
+def test_kernels_may_be_launched_from_several_threads(layer):
+    # on the workqueue layer, two launches at once would end the whole process
     code = """
 import threading, numba, numpy as np
 from minivgg.ops.relu import relu_forward
@@ -235,7 +236,38 @@ def work():
 threads = [threading.Thread(target=work) for _ in range(4)]
 for t in threads: t.start()
 for t in threads: t.join()
-print(numba.threading_layer(), len(wrong))
+print(len(wrong))
 """
-    ran = run(code, NUMBA_THREADING_LAYER="default")
-    assert ran.stdout == "workqueue 0\n", ran.stderr
+    ran = run(code, NUMBA_THREADING_LAYER=layer)
+    assert ran.stdout == "0\n", ran.stderr
+
+
+def test_the_number_of_threads_comes_from_the_environment():
+    code = "from minivgg.backends.jit import threads; print(threads())"
+    assert run(code, NUMBA_NUM_THREADS="2", MINIVGG_NUM_THREADS="1").stdout == "1\n"
+    ran = run(code, NUMBA_NUM_THREADS="2", MINIVGG_NUM_THREADS="many")
+    assert "must be a number from 1 to 2, got many" in ran.stderr
+
+
+def test_memory_of_a_large_array_serves_the_next_one():
+    workspace.release()
+    first = workspace.empty((1, 1024, 1024), np.float32)
+    first[:] = 1
+    place = first.ctypes.data
+    assert place % 64 == 0
+    second = workspace.empty((1024, 1024), np.float32)
+    assert second.ctypes.data != place  # somebody holds the first
+    view = first[0, 0, 1:]
+    del first
+    third = workspace.empty((1024, 1024), np.float32)
+    assert third.ctypes.data != place  # a view holds it still
+    assert (view == 1).all()
+    del view
+    assert workspace.empty((512, 1536), np.float32).ctypes.data == place  # three quarters of it
+
+
+def test_idle_memory_is_bounded():
+    workspace.release()
+    for mib in (8, 4, 2, 8, 4, 2):
+        workspace.empty((mib << 20,), np.uint8)  # dropped at once
+    assert sum(memory.nbytes for memory in workspace._idle) <= 1.25 * workspace._most_in_use

@@ -1,38 +1,61 @@
 """How minivgg compiles a CPU kernel: Numba, cached on disk, its loops shared among cores by `prange`.
 
-The threads are those of Numba's *workqueue* layer, which sleep between launches. The OpenMP layer's threads spin on
-their cores for milliseconds after each one, just when the matrix product that follows (OpenBLAS, with threads of its
-own) wants those cores: im2col in 4 MB chunks ran 2 to 8 times slower on two cores. `NUMBA_THREADING_LAYER` overrules.
+How many cores is said by `MINIVGG_NUM_THREADS` (or `numba.set_num_threads`); all of them by default.
+
+Between two launches the threads of OpenMP wait by spinning, which makes a launch cost 2 µs instead of the 90 µs that
+waking a sleeping thread takes on a virtual machine. But left to itself it spins for milliseconds, in the way of whoever
+else wants the core. So here it spins for a tenth of a millisecond and then sleeps; `GOMP_SPINCOUNT` overrules.
 
 The index of a `prange` may be unsigned, and Numba makes unsigned with signed a float: divide `np.intp(index)` instead.
 """
 
 import functools
+import os
 import threading
 
 import numba
 from numba import njit, prange
 
-__all__ = ["kernel", "njit", "prange"]
+from minivgg.errors import BadInput
+
+__all__ = ["kernel", "njit", "prange", "threads"]
 
 _one_launch_at_a_time = threading.Lock()
 
 
-def _use_sleeping_threads() -> None:
-    if numba.config.THREADING_LAYER == "default":
-        numba.config.THREADING_LAYER = "workqueue"
+_local = threading.local()
+
+
+def _configure() -> None:
+    """What must be said once in each thread of Python, the first time before Numba starts its own."""
+    if hasattr(_local, "configured"):
+        return
+    os.environ.setdefault("GOMP_SPINCOUNT", "20000")
+    wanted = os.environ.get("MINIVGG_NUM_THREADS")
+    if wanted is not None:
+        most = numba.config.NUMBA_NUM_THREADS
+        if not wanted.isdigit() or not 1 <= int(wanted) <= most:
+            raise BadInput(f"MINIVGG_NUM_THREADS must be a number from 1 to {most}, got {wanted}")
+        numba.set_num_threads(int(wanted))
+    _local.configured = True
+
+
+def threads() -> int:
+    """How many threads the next kernel runs on."""
+    _configure()
+    return numba.get_num_threads()
 
 
 def kernel(function):
     """Compile `function` on its first call, `prange` loops in parallel; IEEE arithmetic, except that a·b + c may fuse.
 
-    Launches from several Python threads queue up, because the workqueue layer ends the process if two run at once.
+    Launches from several Python threads queue up: they would only take the cores from one another.
     """
     compiled = njit(parallel=True, cache=True, nogil=True, error_model="numpy", fastmath={"contract"})(function)
 
     @functools.wraps(function)
     def launch(*arguments):
-        _use_sleeping_threads()
+        _configure()
         with _one_launch_at_a_time:
             return compiled(*arguments)
 

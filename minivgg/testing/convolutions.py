@@ -67,7 +67,7 @@ def by_naive(trial: Trial) -> tuple[dict[str, np.ndarray], dict[str, float]]:
 
     A sum of `terms` products, added in any order, is off by at most terms · eps/2 · Σ|a|·|b| to first order, where the
     sum is the very same pass over |a| and |b|. Taken twice, for the second order; and the largest one for all, because
-    fast algorithms mix neighbouring pixels before they add.
+    fast algorithms mix neighbouring pixels before they add; and times the `growth` that the algorithm admits to.
     """
     spec, eps = spec_of(trial.case), np.finfo(trial.dtype).eps
     x, w, dy = (to_cpu(a).astype(np.float64) for a in (*trial.arguments(), trial.upstream()))
@@ -77,6 +77,7 @@ def by_naive(trial: Trial) -> tuple[dict[str, np.ndarray], dict[str, float]]:
         "dw": (naive.grad_weight, dy, x, spec.N * spec.OH * spec.OW),
     }
     expected = {name: loops(a, b, spec) for name, (loops, a, b, _) in passes.items()}
+    eps *= trial.op.algorithm.growth
     bounds = {name: terms * eps * loops(abs(a), abs(b), spec).max() for name, (loops, a, b, terms) in passes.items()}
     return expected, bounds
 

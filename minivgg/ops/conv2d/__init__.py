@@ -14,7 +14,7 @@ import numpy as np
 from minivgg.backends.array import on_gpu
 from minivgg.errors import BadInput
 from minivgg.ops.channels import add_per_channel, sum_per_channel
-from minivgg.ops.conv2d import im2col, naive
+from minivgg.ops.conv2d import direct, im2col, implicit_gemm, naive, winograd
 from minivgg.ops.conv2d.spec import Algorithm, ConvSpec
 from minivgg.ops.windows import check_gradient, check_parameters
 
@@ -29,7 +29,10 @@ __all__ = [
     "plan",
 ]
 
-ALGORITHMS: dict[str, Algorithm] = {row.name: row for row in (naive.ALGORITHM, im2col.ALGORITHM)}
+ALGORITHMS: dict[str, Algorithm] = {
+    row.name: row
+    for row in (naive.ALGORITHM, im2col.ALGORITHM, direct.ALGORITHM, implicit_gemm.ALGORITHM, *winograd.ALGORITHMS)
+}
 
 
 class Conv2dCache(NamedTuple):

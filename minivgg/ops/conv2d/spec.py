@@ -90,7 +90,13 @@ class Algorithm:
     supports(spec, device) -> None | "why not", where device is "cpu" or "gpu"
 
     Arrays come in one dtype, in any memory order, and are not written to. Bias, validation, dtype and cache are
-    handled above, in `conv2d_forward` and `conv2d_backward`.
+    handled above, in `conv2d_forward` and `conv2d_backward`. That is all that a rung needs. It may also say that it
+
+    fuses       forward takes `bias` (O,) and `relu=True`, and gives relu(y + bias); grad_input takes `mask`, of dx's
+                shape, and gives 0 where mask ≤ 0: done while the results are in registers, they cost next to nothing
+    prepare     prepare(w) makes of the filters what forward can take as `prepared`, for filters that no longer change
+    growth      how much larger than the definition's products the numbers are that it adds up, in the mean square:
+                the conformance tests allow so much more rounding
     """
 
     name: str
@@ -99,3 +105,6 @@ class Algorithm:
     grad_input: Callable
     grad_weight: Callable
     supports: Callable = supports_everything
+    fuses: bool = False
+    prepare: Callable | None = None
+    growth: float = 1.0

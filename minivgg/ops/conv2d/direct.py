@@ -1,0 +1,262 @@
+"""Direct convolution, tiled so that it runs from registers and cache: no column matrix, no transforms.
+
+im2col copies every pixel KH·KW times into a matrix, to multiply that. But with channels-last memory the matrix is there
+already: the KW·C numbers that one row of a window sees lie side by side, and the next window begins stride·C later. So,
+with 14 neighbouring outputs as rows of the micro-kernel's product and KH rows of the window as its taps,
+
+    forward      y (pixels, O)    = Σ_kh  x (pixels, KW·C) · w (KW·C, O)          rows overlap in memory, and may
+    grad_weight  dw (KW·C, O)     = Σ_oh  x (KW·C, pixels) · dy (pixels, O)       one such product for each kh
+    grad_input   dx               = forward of dy, with filters turned by 180° and a stride of zeros between its pixels
+
+and that is all: the same multiplications as the definition's, in an order that a cache likes. What needs care is the
+border. A task copies the rows of x that it looks at to a padded *band*, a few rows that stay in the cache.
+
+This is the exact mode: no rounding but that of the products and their sum. It is also the fastest way for the first
+layer (3 channels), for tiny images, and for geometries that Winograd is not made for. `in_numpy` is the idea in ten
+lines. Cost: 2·N·OH·OW·O·C·KH·KW FLOP a pass; for grad_input, stride² times as many.
+
+Source: Georganas et al., Anatomy of High-Performance Deep Learning Convolutions on SIMD Architectures (2018), §II;
+Zhang, Franchetti, Low, High Performance Zero-Memory Overhead Direct Convolutions (2018).
+"""
+
+import numpy as np
+
+from minivgg.backends import workspace
+from minivgg.backends.array import nchw, nhwc
+from minivgg.backends.jit import kernel, njit, prange, threads
+from minivgg.backends.microkernel import COLUMNS, ROWS, even_rows, product
+from minivgg.backends.simd import LANES, traced
+from minivgg.ops.conv2d.packing import into_panels, transposed
+from minivgg.ops.conv2d.spec import Algorithm, ConvSpec
+
+_L2 = 1 << 20  # bytes: what a band and its outputs should fit in
+
+
+def in_numpy(x, w, stride=1):
+    """The lesson: x (N, C, H, W), w (O, C, KH, KW) → y, without padding, as KH products of overlapping rows."""
+    x, w = nhwc(x), nhwc(w)
+    (N, H, W, C), (O, KH, KW, _) = x.shape, w.shape
+    OH, OW = (H - KH) // stride + 1, (W - KW) // stride + 1
+    image, row, pixel, number = x.strides
+    y = np.zeros((N, OH, OW, O), x.dtype)
+    for kh in range(KH):  # the rows of this "matrix" overlap in memory: nothing is copied
+        shape, strides = (N, OH, OW, KW * C), (image, row * stride, pixel * stride, number)
+        windows = np.lib.stride_tricks.as_strided(x[:, kh:], shape, strides)
+        y += windows @ w[:, kh].reshape(O, KW * C).T
+    return nchw(y)
+
+
+@njit(cache=True)
+def _fill_band(x, n, top, left, dilation, band):
+    """band (rows, columns, C) = image n of x from (top, left) on, zero beyond its border.
+
+    With a dilation, the pixels of x stand `dilation` apart in that image, and there are zeros between them.
+    """
+    _, H, W, C = x.shape
+    rows, columns, _ = band.shape
+    for i in range(rows):
+        h, odd = divmod(top + i, dilation[0])
+        for j in range(columns):
+            v, between = divmod(left + j, dilation[1])
+            to = band[i, j]
+            if odd == 0 and between == 0 and 0 <= h < H and 0 <= v < W:
+                run = x[n, h, v]
+                for c in range(C):
+                    to[c] = run[c]
+            else:
+                to[:] = 0
+
+
+@traced
+def _finish_block(code, rows, sums, bias, bias_at, floor, y, y_at, y_row):
+    """y (rows, 32) = max(sums + bias, floor)."""
+    least = floor.broadcast(0)
+    biases = [bias.load(bias_at + j) for j in (0, LANES)]
+    for i in code.loop(rows):
+        for j, b in zip((0, LANES), biases, strict=True):
+            y.store(y_at + i * y_row + j, (sums.load(i * COLUMNS + j) + b).at_least(least))
+
+
+@njit(cache=True)
+def finish(rows, sums, o, bias, floor, mask, masked, y):
+    """y[:, o : o + 32] = max(sums + bias, floor); if `masked`, 0 unless mask > 0; for y and mask (rows, O)."""
+    outputs = min(COLUMNS, y.shape[1] - o)
+    if outputs == COLUMNS and not masked:
+        _finish_block(rows, sums, bias, o, floor, y, o, y.shape[1])
+        return
+    for i in range(rows):
+        to, kept, b = y[i, o : o + outputs], mask[i, o : o + outputs], bias[o : o + outputs]
+        run = sums[i * COLUMNS : i * COLUMNS + outputs]
+        for j in range(outputs):
+            value = run[j] + b[j]
+            to[j] = 0 if masked and not kept[j] > 0 else floor[0] if value < floor[0] else value
+
+
+@kernel
+def _convolve(x, filters, y, bias, floor, mask, masked, stride, offset, dilation, window, bands):
+    """y (N, OH, OW, O) = the convolution of x (N, H, W, C) by filters (blocks, KH, KW·C, 32).
+
+    A task is a band of output rows of one image; `bands` (workers, rows + 1, columns, C) holds what they look at, and a
+    row behind it that an odd block of pixels may read from.
+    """
+    N, OH, OW, _ = y.shape
+    C = x.shape[3]
+    KH, KW = window
+    workers, band_rows, columns, _ = bands.shape
+    rows = (band_rows - 1 - KH) // stride[0] + 1
+    at_once = even_rows(OW)
+    tasks_an_image = (OH + rows - 1) // rows
+    tasks = N * tasks_an_image
+    a_strides = (columns * C, stride[1] * C, 1)
+    b_strides = (KW * C * COLUMNS, COLUMNS)
+    for index in prange(workers):
+        worker = np.intp(index)
+        band = bands[worker]
+        sums = np.empty(ROWS * COLUMNS, x.dtype)
+        for task in range(worker * tasks // workers, (worker + 1) * tasks // workers):
+            n, first = task // tasks_an_image, task % tasks_an_image * rows
+            _fill_band(x, n, first * stride[0] - offset[0], -offset[1], dilation, band[:-1])
+            for block in range(len(filters)):
+                for oh in range(first, min(OH, first + rows)):
+                    at = (oh - first) * stride[0] * columns * C
+                    for ow in range(0, OW, at_once):
+                        count = min(at_once, OW - ow)
+                        product(
+                            count, band, at + ow * stride[1] * C, a_strides,
+                            filters, block * KH * KW * C * COLUMNS, b_strides, sums, 0, COLUMNS, (KH, KW * C), 0,
+                        )  # fmt: skip
+                        run, kept = y[n, oh, ow : ow + count], mask[n, oh, ow : ow + count]
+                        finish(count, sums, block * COLUMNS, bias, floor, kept, masked, run)
+
+
+@kernel
+def _correlate(x, dy, dw, run, stride, padding, band):
+    """dw (KH, KW·C, O) += Σ over pixels of x ⊗ dy, where `run` = KW·C is padded to an even number, O to blocks of 32.
+
+    Bands of rows are taken in turn. All threads fill the band, and then add its products, each in filters of its own:
+    so every sum has one order, however many threads there are.
+    """
+    N, OH, OW, O = dy.shape
+    KH, padded_run, _ = dw.shape
+    band_rows, columns, C = band.shape
+    rows = (band_rows - 1 - KH) // stride[0] + 1
+    blocks, parts = O // COLUMNS, (run + ROWS - 1) // ROWS
+    a_strides = (stride[0] * columns * C, 1, stride[1] * C)
+    for n in range(N):
+        for first in range(0, OH, rows):
+            count = min(rows, OH - first)
+            for row in prange((count - 1) * stride[0] + KH):
+                r = np.intp(row)
+                _fill_band(x, n, first * stride[0] - padding[0] + r, -padding[1], (1, 1), band[r : r + 1])
+            for task in prange(KH * blocks * parts):
+                rest, block = divmod(np.intp(task), blocks)
+                kh, part = divmod(rest, parts)
+                i = part * ROWS
+                product(
+                    min(ROWS, run - i), band, kh * columns * C + i, a_strides,
+                    dy, (n * OH + first) * OW * O + block * COLUMNS, (OW * O, O),
+                    dw, (kh * padded_run + i) * O + block * COLUMNS, O, (count, OW), 1,
+                )  # fmt: skip
+
+
+def _up(n: int, multiple: int) -> int:
+    return -(-n // multiple) * multiple
+
+
+def _band_rows(OH: int, row_bytes: int, stride: int, tasks: int) -> int:
+    """Output rows to a band: as many as half of the cache holds, but few enough that there are some tasks an image."""
+    fit = max(1, _L2 // 2 // (row_bytes * stride))
+    return max(1, min(fit, -(-OH // tasks)))
+
+
+def turned(w):
+    """w (O, C, KH, KW) → the filters of grad_input (C, O, KH, KW), turned by 180°."""
+    return w[:, :, ::-1, ::-1].transpose(1, 0, 2, 3)
+
+
+def widened(dy):
+    """dy (N, OH, OW, O) with zeros up to a multiple of 32 outputs; itself if it is one."""
+    O = dy.shape[3]
+    if O % COLUMNS == 0:
+        return dy
+    wide = workspace.buffer("direct upstream", (*dy.shape[:3], _up(O, COLUMNS)), dy.dtype)
+    wide[..., :O], wide[..., O:] = dy, 0
+    return wide
+
+
+def unpack_gradient(dw, spec: ConvSpec):
+    """dw (taps, run, O), both padded, → (O, C, KH, KW), where taps·run = KH·KW·C."""
+    taps = len(dw)
+    run = spec.columns // taps
+    result = workspace.empty((spec.O, taps, run), dw.dtype)
+    for tap in range(taps):
+        transposed(dw[tap, :run, : spec.O], result[:, tap])
+    return nchw(result.reshape(spec.O, spec.KH, spec.KW, spec.C))
+
+
+def pack(w):
+    """w (O, C, KH, KW) → panels (blocks of 32 outputs, KH·KW·C, 32)."""
+    w = nhwc(w)
+    O, KH, KW, C = w.shape
+    panels = workspace.buffer("direct filters", (-(-O // COLUMNS), KH * KW * C, COLUMNS), w.dtype)
+    into_panels(w.reshape(O, -1), panels)
+    return panels
+
+
+def _run(x, filters, y, window, stride, offset, dilation, bias=None, relu=False, mask=None):
+    N, OH, OW, O = y.shape
+    C, workers = x.shape[3], threads()
+    columns = (OW - 1) * stride[1] + window[1]
+    rows = _band_rows(OH, columns * C * x.itemsize, stride[0], -(-4 * workers // N))
+    bands = workspace.buffer("direct bands", (workers, (rows - 1) * stride[0] + window[0] + 1, columns, C), x.dtype)
+    wide_bias = np.zeros(len(filters) * COLUMNS, x.dtype)
+    if bias is not None:
+        wide_bias[:O] = bias
+    floor = np.array([0 if relu else -np.inf], x.dtype)
+    masked = mask is not None
+    _convolve(
+        x, filters, y, wide_bias, floor, mask if masked else y, masked, stride, offset, dilation, window, bands
+    )  # fmt: skip
+
+
+def forward(x, w, spec: ConvSpec, bias=None, relu=False, prepared=None):
+    y = workspace.empty((spec.N, spec.OH, spec.OW, spec.O), x.dtype)
+    filters = pack(w) if prepared is None else prepared
+    _run(nhwc(x), filters, y, (spec.KH, spec.KW), spec.stride, spec.padding, (1, 1), bias, relu)
+    return nchw(y)
+
+
+def grad_input(dy, w, spec: ConvSpec, mask=None):
+    dx = workspace.empty((spec.N, spec.H, spec.W, spec.C), dy.dtype)
+    offset = (spec.KH - 1 - spec.padding[0], spec.KW - 1 - spec.padding[1])
+    mask = mask if mask is None else nhwc(mask)
+    _run(nhwc(dy), pack(turned(w)), dx, (spec.KH, spec.KW), (1, 1), offset, spec.stride, mask=mask)
+    return nchw(dx)
+
+
+def grad_weight(dy, x, spec: ConvSpec):
+    run = spec.KW * spec.C
+    dy, x = widened(nhwc(dy)), nhwc(x)
+    dw = workspace.buffer("direct filters", (spec.KH, _up(run, 2), dy.shape[3]), dy.dtype)
+    dw[:] = 0
+    columns = (spec.OW - 1) * spec.stride[1] + spec.KW
+    rows = _band_rows(spec.OH, columns * spec.C * x.itemsize, spec.stride[0], 1)
+    shape = ((rows - 1) * spec.stride[0] + spec.KH + 1, columns, spec.C)
+    _correlate(x, dy, dw, run, spec.stride, spec.padding, workspace.buffer("direct bands", shape, x.dtype))
+    return unpack_gradient(dw, spec)
+
+
+def supports(spec: ConvSpec, device: str) -> str | None:
+    return None if device == "cpu" else "it runs on the CPU only, so far"
+
+
+ALGORITHM = Algorithm(
+    "direct",
+    "products straight from the image, no copies: exact, any geometry",
+    forward,
+    grad_input,
+    grad_weight,
+    supports,
+    fuses=True,
+    prepare=pack,
+)

@@ -1,0 +1,47 @@
+"""Filters in the order in which the micro-kernel reads them, and gradients of filters on their way back."""
+
+import numpy as np
+
+from minivgg.backends.jit import kernel, prange
+from minivgg.backends.microkernel import COLUMNS
+from minivgg.backends.simd import LANES, traced, transpose
+
+
+@traced
+def transpose_square(code, x, x_at, x_row, y, y_at, y_row):
+    """y (16, 16) = x (16, 16) transposed."""
+    for i, vector in enumerate(transpose([x.load(x_at + x_row * i) for i in range(LANES)])):
+        y.store(y_at + y_row * i, vector)
+
+
+@kernel
+def transposed(x, y):
+    """y (C, R) = x (R, C) transposed; the rows of both may lie apart. One read and one write of each number."""
+    R, C = x.shape
+    x_row, y_row = x.strides[0] // x.itemsize, y.strides[0] // y.itemsize
+    for index in prange((R + LANES - 1) // LANES):
+        r = np.intp(index) * LANES
+        whole = r + LANES <= R
+        for c in range(0, C, LANES):
+            if whole and c + LANES <= C:
+                transpose_square(x, r * x_row + c, x_row, y, c * y_row + r, y_row)
+            else:
+                for i in range(r, min(r + LANES, R)):
+                    for j in range(c, min(c + LANES, C)):
+                        y[j, i] = x[i, j]
+
+
+@kernel
+def into_panels(w, panels):
+    """w (O, K) → panels (blocks, K, 32): 32 outputs side by side, zeros in place of those that are missing."""
+    O, K = w.shape
+    for block in prange(len(panels)):
+        for half in (0, LANES):
+            o = np.intp(block) * COLUMNS + half
+            for k in range(0, K, LANES):
+                if o + LANES <= O and k + LANES <= K:
+                    transpose_square(w, o * K + k, K, panels, (np.intp(block) * K + k) * COLUMNS + half, COLUMNS)
+                else:
+                    for j in range(k, min(k + LANES, K)):
+                        for i in range(LANES):
+                            panels[block, j, half + i] = w[o + i, j] if o + i < O else 0

@@ -1,0 +1,173 @@
+"""Winograd: four times fewer multiplications for a 3×3 convolution, by multiplying polynomials at points.
+
+The idea, in one dimension (`toom_cook` derives it): m outputs of a filter g of 3, seen in n = m + 2 inputs d, are
+
+    y = Aᵀ [(G·g) ⊙ (Bᵀ·d)]
+
+with n multiplications in place of 3·m. In two dimensions the transforms are applied to columns and then rows, and
+F(4×4, 3×3) takes 36 multiplications where the definition takes 144. With C channels and O outputs, each of the
+36 places of the transformed tile becomes a matrix product of its own, (tiles, C) · (C, O), and there the time is spent. `in_numpy` below is all of it, in fifteen lines.
+
+grad_input is the same convolution, of dy with the filters turned by 180° and (O, C) swapped. grad_weight is a
+correlation with 3×3 outputs, whose filters are the tiles of dy: F(3×3, 4×4), on the same points.
+
+The price is accuracy: values are scaled up and then cancel. F(2×2) is as accurate as the definition, F(4×4) loses half
+a digit (‖err‖/‖ref‖ 1e-6 to 3e-6 in float32 on VGG's layers).
+
+Cost of F(m×m): 2·(m+2)²/m²·N·OH·OW·C·O FLOP (2.25 for m = 4, 4 for m = 2, against 9) and the transforms.
+Source: Lavin & Gray, Fast Algorithms for Convolutional Neural Networks (2015), §4 and §5.
+"""
+
+from functools import partial
+
+import numpy as np
+
+from minivgg.backends import workspace
+from minivgg.backends.array import nchw, nhwc
+from minivgg.backends.jit import threads
+from minivgg.backends.microkernel import COLUMNS
+from minivgg.backends.simd import LANES
+from minivgg.ops.conv2d import winograd_kernels as kernels
+from minivgg.ops.conv2d.spec import Algorithm, ConvSpec
+from minivgg.ops.conv2d.toom_cook import growth, matrices, sandwich
+
+_CHUNK = 8 << 20  # bytes of transformed tiles that the third-level cache holds without effort
+
+
+def in_numpy(x, w, m=4):
+    """The lesson: x (N, C, H, W), w (O, C, 3, 3) → y (N, O, H − 2, W − 2), both multiples of m, without padding."""
+    outputs, filters, inputs = matrices(m, 3)
+    N, _, H, W = x.shape
+    rows, columns = (H - 2) // m, (W - 2) // m
+    # a tile is a list of lists of arrays: element (i, j) of every tile of every image, at once
+    tile = [[x[:, :, i : i + H - m - 1 : m, j : j + W - m - 1 : m] for j in range(m + 2)] for i in range(m + 2)]
+    V = sandwich(inputs, tile)
+    U = sandwich(filters, [[w[:, :, i, j] for j in range(3)] for i in range(3)])
+    M = [[np.einsum("oc,nchw->nohw", u, v) for u, v in zip(*row, strict=True)] for row in zip(U, V, strict=True)]
+    y = np.array(sandwich(outputs, M), x.dtype)  # (m, m, N, O, rows, columns)
+    return y.transpose(2, 3, 4, 0, 5, 1).reshape(N, len(w), rows * m, columns * m)
+
+
+def _up(n: int, multiple: int) -> int:
+    return -(-n // multiple) * multiple
+
+
+def _stride(channels: int) -> int:
+    return _up(channels, COLUMNS) + LANES
+
+
+def _grid(m: int, N: int, H: int, W: int) -> kernels.Grid:
+    rows, columns = -(-H // m), -(-W // m)
+    return kernels.Grid(m, rows, columns, N * rows * columns)
+
+
+def _padded(w):
+    """w (O, 3, 3, C) with O and C padded by zeros to whole vectors; w itself if they are."""
+    O, _, _, C = w.shape
+    if O % LANES == 0 and C % LANES == 0:
+        return w
+    wide = np.zeros((_up(O, LANES), 3, 3, _up(C, LANES)), w.dtype)
+    wide[:O, :, :, :C] = w
+    return wide
+
+
+def transform(m: int, w, rotated=False):
+    """w (O, C, 3, 3) → its transform (P, blocks, C, 32) for `forward`; `rotated`, (P, blocks, O, 32) for grad_input."""
+    w = nhwc(w)
+    O, _, _, C = w.shape
+    outputs, channels = (C, O) if rotated else (O, C)
+    shape = ((m + 2) ** 2, -(-outputs // COLUMNS), channels, COLUMNS)
+    U = workspace.buffer("winograd filters", shape, w.dtype)
+    (kernels.transform_rotated_filters if rotated else kernels.transform_filters)(m, _padded(w), U)
+    return U
+
+
+def _tiling(tiles: int, blocks: int, workers: int) -> tuple[int, int]:
+    """(tiles, blocks of 32 outputs) of one task.
+
+    Filters are read once for each group of tiles, so a group should be large; its transform should not leave the
+    cache, so it should be small: between 40 and 100 tiles all is well. Few tiles are shared out by outputs instead.
+    """
+    groups = max(1, round(tiles / 64))
+    if groups >= workers:
+        groups = _up(groups, workers)
+    parts = -(-workers // groups) if groups < workers else 1
+    return _up(-(-tiles // groups), 2), -(-blocks // parts)
+
+
+def _convolve(x, U, y, m, offset, bias=None, relu=False, mask=None):
+    N, OH, OW, O = y.shape
+    C, blocks, workers = x.shape[3], U.shape[1], threads()
+    grid = _grid(m, N, OH, OW)
+    T, at_once = _tiling(grid.tiles, blocks, workers)
+    P = len(U)
+    V = workspace.buffer("winograd inputs", (workers, P, T, _stride(C)), x.dtype)
+    M = workspace.buffer("winograd outputs", (workers, P, T, at_once * COLUMNS + LANES), x.dtype)
+    patches = workspace.buffer("winograd patches", (workers, P * max(_stride(C), at_once * COLUMNS)), x.dtype)
+    wide_bias = np.zeros(blocks * COLUMNS, x.dtype)
+    if bias is not None:
+        wide_bias[:O] = bias
+    floor = np.array([0 if relu else -np.inf], x.dtype)
+    masked = mask is not None
+    kernels.convolve(x, U, y, wide_bias, floor, mask if masked else y, masked, grid, offset, V, M, patches, at_once)
+
+
+def _tiles_at_once(tiles: int, tile_bytes: int, gradient_bytes: int) -> int:
+    """Tiles between two additions to the gradient, which reads and writes all of it: more of them if it is large."""
+    return max(1, min(tiles, max(_CHUNK, 2 * gradient_bytes) // tile_bytes))
+
+
+def forward(m, x, w, spec: ConvSpec, bias=None, relu=False, prepared=None):
+    y = workspace.empty((spec.N, spec.OH, spec.OW, spec.O), x.dtype)
+    _convolve(nhwc(x), transform(m, w) if prepared is None else prepared, y, m, spec.padding, bias, relu)
+    return nchw(y)
+
+
+def grad_input(m, dy, w, spec: ConvSpec, mask=None):
+    dx = workspace.empty((spec.N, spec.H, spec.W, spec.C), dy.dtype)
+    offset = (2 - spec.padding[0], 2 - spec.padding[1])
+    _convolve(nhwc(dy), transform(m, w, rotated=True), dx, m, offset, mask=mask if mask is None else nhwc(mask))
+    return nchw(dx)
+
+
+def grad_weight(m, dy, x, spec: ConvSpec):
+    dy, x = nhwc(dy), nhwc(x)
+    grid = _grid(m, spec.N, spec.OH, spec.OW)
+    P = (m + 2) ** 2
+    c_stride, o_stride, workers = _stride(spec.C), _stride(spec.O), threads()
+    T = _tiles_at_once(grid.tiles, P * (c_stride + o_stride) * x.itemsize, P * spec.O * c_stride * x.itemsize)
+    V = workspace.buffer("winograd inputs", (P, T, c_stride), x.dtype)
+    D = workspace.buffer("winograd outputs", (P, T, o_stride), x.dtype)
+    G = workspace.buffer("winograd filters", (P, _up(spec.O, 2), c_stride), x.dtype)
+    patches = workspace.buffer("winograd patches", (workers, P * max(c_stride, o_stride)), x.dtype)
+    kernels.correlate(x, dy, grid, spec.padding, V, D, G, patches)
+    dw = workspace.empty((spec.O, 3, 3, _up(spec.C, LANES)), x.dtype)
+    kernels.gradient_of_filters(m, G, dw)
+    return nchw(np.ascontiguousarray(dw[..., : spec.C]))
+
+
+def supports(spec: ConvSpec, device: str) -> str | None:
+    if device != "cpu":
+        return "it runs on the CPU only, so far"
+    if (spec.KH, spec.KW, *spec.stride) != (3, 3, 1, 1):
+        return "it is made for 3×3 filters with stride 1"
+    return None if max(spec.padding) <= 2 else "its padding must be at most 2"
+
+
+def _row(name: str, m: int, reason: str) -> Algorithm:
+    passes = [partial(f, m) for f in (forward, grad_input, grad_weight)]
+    return Algorithm(
+        name,
+        reason,
+        *passes,
+        supports,
+        fuses=True,
+        prepare=partial(transform, m),
+        growth=max(growth(m, 3), growth(3, m)),
+    )
+
+
+ALGORITHMS = (
+    _row("winograd2", 2, "F(2×2, 3×3): 2.25 times fewer multiplications, as accurate as the definition"),
+    _row("winograd", 4, "F(4×4, 3×3): 4 times fewer multiplications, half a digit less accurate"),
+)

@@ -1,0 +1,287 @@
+"""The kernels behind `winograd`: transforms of tiles and filters, and the products between them.
+
+Names: a *tile* is the (m + 2) × (m + 2) pixels of x that m × m outputs look at, or what belongs to it on the other
+side. A *plane* is one of the P = (m + 2)² places in a transformed tile: each plane is a matrix product of its own. Memory:
+
+    V (P, tiles, C)              transformed input          M (P, tiles, O)     products, not yet transformed back
+    U (P, blocks, C, 32)         transformed filters, in blocks of 32 outputs
+
+Channels are padded to whole vectors, and by one vector more, so that the rows of V and M are not a power of two apart
+(addresses 4096 bytes apart get in each other's way in the cache). Tiles that reach over a border, and channels that do
+not fill a vector, go through a small *patch* padded with zeros.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from minivgg.backends.jit import kernel, njit, prange
+from minivgg.backends.microkernel import COLUMNS, product
+from minivgg.backends.simd import LANES, traced
+from minivgg.ops.conv2d.packing import transpose_square
+from minivgg.ops.conv2d.toom_cook import matrices, sandwich
+
+
+class Grid(NamedTuple):
+    """The tiles of N images: m × m outputs each, `rows` × `columns` of them an image."""
+
+    m: int
+    rows: int
+    columns: int
+    tiles: int
+
+
+def _transform(matrix):
+    """The traced function of y = matrix · x · matrixᵀ on tiles whose elements are `vectors` vectors each.
+
+    The strides are (row, column) of the tile, in elements of the array.
+    """
+    n = len(matrix[0])
+
+    def transform(code, x, x_at, x_strides, y, y_at, y_strides, vectors):
+        for v in code.loop(vectors):
+            at = x_at + v * LANES
+            tile = [[x.load(at + x_strides[0] * i + x_strides[1] * j) for j in range(n)] for i in range(n)]
+            for i, row in enumerate(sandwich(matrix, tile)):
+                for j, vector in enumerate(row):
+                    y.store(y_at + y_strides[0] * i + y_strides[1] * j + v * LANES, vector)
+
+    return traced(transform)
+
+
+def _transform_to_output(matrix, masked):
+    """As `_transform`, and then in the same registers max(y + bias, floor); or, if `masked`, y where mask > 0."""
+    n = len(matrix[0])
+
+    def transform(code, x, x_at, x_strides, y, y_at, y_strides, vectors, bias, bias_at, floor, mask):
+        least = floor.broadcast(0)
+        for v in code.loop(vectors):
+            at = x_at + v * LANES
+            tile = [[x.load(at + x_strides[0] * i + x_strides[1] * j) for j in range(n)] for i in range(n)]
+            b = bias.load(bias_at + v * LANES)
+            for i, row in enumerate(sandwich(matrix, tile)):
+                for j, vector in enumerate(row):
+                    to = y_at + y_strides[0] * i + y_strides[1] * j + v * LANES
+                    y.store(to, vector.where_positive(mask.load(to)) if masked else (vector + b).at_least(least))
+
+    return traced(transform)
+
+
+_input2, _input4 = (_transform(matrices(m, 3).inputs) for m in (2, 4))
+_filter2, _filter4 = (_transform(matrices(m, 3).filters) for m in (2, 4))
+_output2, _output4 = (_transform_to_output(matrices(m, 3).outputs, masked=False) for m in (2, 4))
+_masked2, _masked4 = (_transform_to_output(matrices(m, 3).outputs, masked=True) for m in (2, 4))
+# the gradient of the filters is a correlation with 3 × 3 outputs, whose m × m "filters" are the tiles of dy
+_upstream2, _upstream4 = (_transform(matrices(3, m).filters) for m in (2, 4))
+_gradient2, _gradient4 = (_transform(matrices(3, m).outputs) for m in (2, 4))
+
+
+@njit(cache=True)
+def _place(tile, grid):
+    """tile → image, row and column of its first output."""
+    n, rest = divmod(tile, grid.rows * grid.columns)
+    return n, rest // grid.columns * grid.m, rest % grid.columns * grid.m
+
+
+@njit(cache=True)
+def _fill_patch(x, n, top, left, size, patch, pixel):
+    """Copy the size × size pixels of image n from (top, left) on to `patch`, zero where there are none."""
+    _, H, W, C = x.shape
+    for i in range(size):
+        for j in range(size):
+            h, w = top + i, left + j
+            to = patch[(i * size + j) * pixel : (i * size + j + 1) * pixel]
+            to[:] = 0
+            if 0 <= h < H and 0 <= w < W:
+                run = x[n, h, w]
+                for c in range(C):
+                    to[c] = run[c]
+
+
+@njit(cache=True)
+def _load_tiles(x, upstream, grid, first, count, offset, V, v_at, tiles, stride, patch):
+    """Transform `count` tiles of x (N, H, W, C), from number `first` on, into V (P, tiles, stride) from v_at on.
+
+    They begin `offset` pixels up and left of their outputs. If `upstream`, x is dy and its tiles are m × m.
+    """
+    _, H, W, C = x.shape
+    size = grid.m if upstream else grid.m + 2
+    planes = ((grid.m + 2) * tiles * stride, tiles * stride)
+    pixel = (C + LANES - 1) // LANES * LANES
+    for t in range(count):
+        n, h, w = _place(first + t, grid)
+        h, w, to = h - offset[0], w - offset[1], v_at + t * stride
+        source, at, strides = x.reshape(-1), ((n * H + h) * W + w) * C, (W * C, C)
+        if C % LANES != 0 or h < 0 or w < 0 or h + size > H or w + size > W:
+            _fill_patch(x, n, h, w, size, patch, pixel)
+            source, at, strides = patch, 0, (size * pixel, pixel)
+        if upstream and grid.m == 4:
+            _upstream4(source, at, strides, V, to, planes, pixel // LANES)
+        elif upstream:
+            _upstream2(source, at, strides, V, to, planes, pixel // LANES)
+        elif grid.m == 4:
+            _input4(source, at, strides, V, to, planes, pixel // LANES)
+        else:
+            _input2(source, at, strides, V, to, planes, pixel // LANES)
+
+
+@njit(cache=True)
+def _store_tiles(M, m_at, tiles, stride, grid, first, count, y, o, outputs, bias, floor, mask, masked, patch):
+    """The tiles' way back: from M (P, tiles, stride) to the outputs o … o + outputs of y (N, OH, OW, O)."""
+    _, OH, OW, O = y.shape
+    m = grid.m
+    planes = ((m + 2) * tiles * stride, tiles * stride)
+    vectors = (outputs + LANES - 1) // LANES
+    for t in range(count):
+        n, h, w = _place(first + t, grid)
+        at = m_at + t * stride
+        whole = outputs % LANES == 0 and h + m <= OH and w + m <= OW
+        to, strides = ((n * OH + h) * OW + w) * O + o, (OW * O, O)
+        if not whole:
+            strides = (m * vectors * LANES, vectors * LANES)
+        if masked and whole and m == 4:
+            _masked4(M, at, planes, y, to, strides, vectors, bias, o, floor, mask)
+        elif masked and whole:
+            _masked2(M, at, planes, y, to, strides, vectors, bias, o, floor, mask)
+        elif whole and m == 4:
+            _output4(M, at, planes, y, to, strides, vectors, bias, o, floor, mask)
+        elif whole:
+            _output2(M, at, planes, y, to, strides, vectors, bias, o, floor, mask)
+        else:
+            if m == 4:
+                _output4(M, at, planes, patch, 0, strides, vectors, bias, o, floor, mask)
+            else:
+                _output2(M, at, planes, patch, 0, strides, vectors, bias, o, floor, mask)
+            _empty_patch(patch, m, strides, y, n, h, w, o, outputs, mask, masked)
+
+
+@njit(cache=True)
+def _empty_patch(patch, m, strides, y, n, top, left, o, outputs, mask, masked):
+    """Copy what lies inside the image from `patch` to y."""
+    _, OH, OW, _ = y.shape
+    for i in range(min(m, OH - top)):
+        for j in range(min(m, OW - left)):
+            at = i * strides[0] + j * strides[1]
+            run = patch[at : at + outputs]
+            to = y[n, top + i, left + j, o : o + outputs]
+            kept = mask[n, top + i, left + j, o : o + outputs]
+            for c in range(outputs):
+                to[c] = 0 if masked and not kept[c] > 0 else run[c]
+
+
+@kernel
+def convolve(x, U, y, bias, floor, mask, masked, grid, offset, V, M, patches, blocks_at_once):
+    """y (N, OH, OW, O) = the convolution of x (N, H, W, C) by its transformed filters U.
+
+    A task is some tiles for some blocks of outputs: transform, P products, transform back, all in the same thread and,
+    if the sizes are well chosen, in its second-level cache. V, M and patches hold a workplace for each worker.
+    """
+    C, O = x.shape[3], y.shape[3]
+    workers, P, T, v_stride = V.shape
+    m_stride = M.shape[3]
+    blocks = U.shape[1]
+    parts = (blocks + blocks_at_once - 1) // blocks_at_once
+    tasks = (grid.tiles + T - 1) // T * parts
+    for index in prange(workers):
+        worker = np.intp(index)
+        v_at, m_at, patch = worker * P * T * v_stride, worker * P * T * m_stride, patches[worker]
+        loaded = -1
+        for task in range(worker * tasks // workers, (worker + 1) * tasks // workers):
+            group, part = divmod(task, parts)
+            first, count = group * T, min(T, grid.tiles - group * T)
+            if group != loaded:
+                _load_tiles(x, False, grid, first, count, offset, V, v_at, T, v_stride, patch)
+                loaded = group
+            block, last = part * blocks_at_once, min(blocks, (part + 1) * blocks_at_once)
+            for p in range(P):
+                for b in range(block, last):
+                    product(
+                        count, V, v_at + p * T * v_stride, (0, v_stride, 1),
+                        U, (p * blocks + b) * C * COLUMNS, (0, COLUMNS),
+                        M, m_at + p * T * m_stride + (b - block) * COLUMNS, m_stride, (1, C), 0,
+                    )  # fmt: skip
+            o, outputs = block * COLUMNS, min(O, last * COLUMNS) - block * COLUMNS
+            _store_tiles(M, m_at, T, m_stride, grid, first, count, y, o, outputs, bias, floor, mask, masked, patch)
+
+
+@kernel
+def correlate(x, dy, grid, offset, V, D, G, patches):
+    """G (P, O, C) = Σ over tiles of D ⊗ V, the transformed tiles of dy and x: the transformed gradient of the filters.
+
+    Tiles are taken by the thousand: all threads transform them into V (P, tiles, C) and D (P, tiles, O), and then add
+    the products, each thread in planes of its own. So every sum has one order, however many threads there are.
+    """
+    C, O = x.shape[3], dy.shape[3]
+    P, T, v_stride = V.shape
+    d_stride, g_stride = D.shape[2], G.shape[2]
+    workers = len(patches)
+    blocks = (C + COLUMNS - 1) // COLUMNS
+    for first in range(0, grid.tiles, T):
+        count = min(T, grid.tiles - first)
+        for index in prange(workers):
+            worker = np.intp(index)
+            t, end = worker * count // workers, (worker + 1) * count // workers
+            patch = patches[worker]
+            _load_tiles(x, False, grid, first + t, end - t, offset, V, t * v_stride, T, v_stride, patch)
+            _load_tiles(dy, True, grid, first + t, end - t, (0, 0), D, t * d_stride, T, d_stride, patch)
+        for task in prange(P * blocks):
+            p, b = divmod(np.intp(task), blocks)
+            product(
+                O, D, p * T * d_stride, (0, 1, d_stride), V, p * T * v_stride + b * COLUMNS, (0, v_stride),
+                G, p * G.shape[1] * g_stride + b * COLUMNS, g_stride, (1, count), min(first, 1),
+            )  # fmt: skip
+
+
+@kernel
+def gradient_of_filters(m, G, dw):
+    """G (P, O, C) → dw (O, 3, 3, C), its channels padded to whole vectors."""
+    _, rows, stride = G.shape
+    O, _, _, C = dw.shape
+    planes = ((m + 2) * rows * stride, rows * stride)
+    for index in prange(O):
+        o = np.intp(index)
+        if m == 4:
+            _gradient4(G, o * stride, planes, dw, o * 9 * C, (3 * C, C), C // LANES)
+        else:
+            _gradient2(G, o * stride, planes, dw, o * 9 * C, (3 * C, C), C // LANES)
+
+
+@njit(cache=True)
+def _transform_filter(m, w, at, strides, U, to, plane, vectors):
+    if m == 4:
+        _filter4(w, at, strides, U, to, (6 * plane, plane), vectors)
+    else:
+        _filter2(w, at, strides, U, to, (4 * plane, plane), vectors)
+
+
+@kernel
+def transform_filters(m, w, U):
+    """w (O, 3, 3, C), padded to whole vectors both ways → U (P, blocks of 32 outputs, channels, 32), for `forward`.
+
+    In w a vector is 16 channels, in U 16 outputs: so each of the nine taps is transposed on the way.
+    """
+    O, _, _, C = w.shape
+    _, blocks, channels, _ = U.shape
+    for index in prange(O // LANES):
+        o = np.intp(index) * LANES
+        taps = np.empty((9, LANES, LANES), w.dtype)
+        for c in range(0, C, LANES):
+            for tap in range(9):
+                transpose_square(w, (o * 9 + tap) * C + c, 9 * C, taps, tap * LANES * LANES, LANES)
+            for i in range(min(LANES, channels - c)):
+                to = (o // COLUMNS * channels + c + i) * COLUMNS + o % COLUMNS
+                square = LANES * LANES
+                _transform_filter(m, taps, i * LANES, (3 * square, square), U, to, blocks * channels * COLUMNS, 1)
+
+
+@kernel
+def transform_rotated_filters(m, w, U):
+    """The same for `grad_input`, where the O outputs are what is summed over, and the filters are turned by 180°."""
+    O, _, _, C = w.shape
+    _, blocks, channels, _ = U.shape
+    for index in prange(min(O, channels)):
+        o = np.intp(index)
+        for block in range(blocks):
+            at, to = (o * 9 + 8) * C + block * COLUMNS, (block * channels + o) * COLUMNS
+            vectors = min(COLUMNS, C - block * COLUMNS) // LANES
+            _transform_filter(m, w, at, (-3 * C, -C), U, to, blocks * channels * COLUMNS, vectors)
