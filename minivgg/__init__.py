@@ -9,6 +9,7 @@ The map, from the ground up; each floor uses only those below it:
     training/   data, augmentation, optimisers, schedules, the loop, runs that resume bit for bit
     insight/    the ledger of a network (shapes, parameters, arithmetic, memory), and every picture
     gradcheck/  is a gradient right, and if not, what kind of wrong is it?
+    bench/      honest timing, and the races against PyTorch
     testing/    the conformance suite: what our tests run, and what an op of yours is held to
     cli/        the command line, one file a command
 

@@ -2,6 +2,8 @@
 
 import os
 import platform
+from importlib import metadata
+from pathlib import Path
 
 
 def add(commands) -> None:
@@ -42,11 +44,30 @@ def describe() -> dict[str, str]:
         "Pillow": PIL.__version__,
         "safetensors": safetensors.__version__,
         "BLAS": f"{blas['name']} {blas['version']}",
-        "CPU": f"{os.cpu_count()} cores, LLVM calls it {numba.core.config.CPU_NAME or _cpu_name()}",
+        "PyTorch": _version("torch") or "not installed (only races need it: pip install 'minivgg[bench]')",
+        "CPU": f"{os.cpu_count()} cores, {_cpu_model()}, LLVM calls it {numba.core.config.CPU_NAME or _cpu_name()}",
         "threads": f"{numba.config.NUMBA_NUM_THREADS} for Numba",
         "workspace": f"{workspace.limit() / 2**20:g} MiB",
         "GPU": _gpu(),
     }
+
+
+def _version(distribution: str) -> str | None:
+    """The version of what is installed under this name, without importing it."""
+    try:
+        return metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _cpu_model() -> str:
+    """What the maker calls the processor."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(named, platform.processor() or platform.machine())
 
 
 def _cpu_name() -> str:

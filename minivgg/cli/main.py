@@ -6,10 +6,10 @@ import sys
 from collections.abc import Sequence
 
 from minivgg import __version__
-from minivgg.cli import bugs, gradcheck, info, predict, summary, train
+from minivgg.cli import bench, bugs, gradcheck, info, predict, summary, train
 from minivgg.errors import BadInput
 
-COMMANDS = (train, predict, summary, gradcheck, bugs, info)
+COMMANDS = (train, predict, summary, gradcheck, bugs, bench, info)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -27,7 +27,8 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit status: 0 done, 1 a gradient is wrong, 2 bad input, 130 interrupted."""
+    """Run the command line; returns the exit status: 0 done, 1 a gradient or a contestant is wrong, 2 bad input,
+    130 interrupted."""
     chosen = parser().parse_args(arguments)
     try:
         status = chosen.command(chosen) or 0

@@ -15,7 +15,7 @@ from minivgg.ops.softmax_cross_entropy import softmax_forward
 
 BLUE, ORANGE, GREEN, RED, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#666666"
 
-_STYLE = {
+STYLE = {
     "font.size": 11,
     "axes.titlesize": 12,
     "axes.spines.top": False,
@@ -37,7 +37,7 @@ def save(figure: Figure, path: Path, dpi: int = 120) -> Path:
 def curves(history: list[dict]) -> Figure:
     """Loss, accuracy and learning rate against epochs, from the rows of a training's history."""
     epochs = [row["epoch"] for row in history]
-    with rc_context(_STYLE):
+    with rc_context(STYLE):
         figure = Figure(figsize=(12, 3.8))
         loss, accuracy, rate = figure.subplots(1, 3, width_ratios=(5, 5, 3))
         for axes, name in ((loss, "loss"), (accuracy, "accuracy")):
@@ -65,7 +65,7 @@ def confusion(predicted: np.ndarray, labels: np.ndarray, classes: tuple[str, ...
     np.add.at(counts, (labels, predicted), 1)
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     side = max(5.0, 0.62 * K + 2.2)
-    with rc_context(_STYLE | {"axes.grid": False}):
+    with rc_context(STYLE | {"axes.grid": False}):
         figure = Figure(figsize=(side + 1, side))
         axes = figure.subplots()
         # Off the diagonal the interesting shares are small: a square root brings them out.
@@ -91,7 +91,7 @@ def filters(weight: np.ndarray, title: str = "First-layer filters") -> Figure:
     columns = min(O, 16 if O > 32 else 8)
     rows = -(-O // columns)
     span = np.abs(weight).max() or 1.0
-    with rc_context(_STYLE | {"axes.grid": False}):
+    with rc_context(STYLE | {"axes.grid": False}):
         figure = Figure(figsize=(0.75 * columns + 1.2, 0.75 * rows + 0.8))
         grid = figure.subplots(rows, columns, squeeze=False)
         for o, axes in enumerate(grid.flat):
@@ -110,7 +110,7 @@ def mistakes(images: list[np.ndarray], labels: np.ndarray, scores: np.ndarray, c
     """The images (uint8 (H, W, C)) that the network got most confidently wrong, as many as are given, worst first."""
     columns = 6
     rows = max(1, -(-len(images) // columns))
-    with rc_context(_STYLE | {"axes.grid": False}):
+    with rc_context(STYLE | {"axes.grid": False}):
         figure = Figure(figsize=(2 * columns, 2.5 * rows + 0.5))
         grid = figure.subplots(rows, columns, squeeze=False)
         for axes in grid.flat:
@@ -134,7 +134,7 @@ def predictions(images: list[np.ndarray], probabilities: np.ndarray, classes: tu
     """A row for each image (uint8 (H, W, C)): the picture, and bars for its `top` classes by probability."""
     top = min(top, len(classes))
     height = max(1.6, 0.36 * top + 0.5)
-    with rc_context(_STYLE | {"axes.grid": False}):
+    with rc_context(STYLE | {"axes.grid": False}):
         figure = Figure(figsize=(7, height * len(images)))
         for axes, image, p in zip(figure.subplots(len(images), 2, squeeze=False), images, probabilities, strict=True):
             picture, bars = axes

@@ -1,0 +1,115 @@
+"""`minivgg bench RACE`: our convolutions and networks beside PyTorch's."""
+
+import argparse
+import sys
+from pathlib import Path
+
+_ALL = argparse.ArgumentDefaultsHelpFormatter
+
+
+def add(commands) -> None:
+    command = commands.add_parser(
+        "bench",
+        help="race our convolutions and VGG-16 against PyTorch's",
+        description="Race our convolutions, or VGG-16 as a whole, against PyTorch's on the CPU: contestants in "
+        "processes of their own, samples interleaved, medians, beside what the machine could do at best. Without "
+        "PyTorch ours race one another. Only ratios from one race mean anything, and only on a quiet machine.",
+    )
+    races = command.add_subparsers(title="races", metavar="RACE", required=True)
+
+    conv = races.add_parser(
+        "conv",
+        help="VGG-16's convolutions, forward and both gradients, by every algorithm",
+        description="Race every algorithm that can do them on VGG-16's convolutions, forward and both gradients.",
+        formatter_class=_ALL,
+    )
+    _add_common(conv, seconds=20)
+    conv.add_argument("--batch-size", type=int, default=8, metavar="N", help="images at once")
+    conv.add_argument("--input-size", type=int, default=224, metavar="PX", help="height and width of the image")
+    conv.add_argument(
+        "--algorithms", nargs="+", metavar="NAME", help="of ours, or auto (None: auto and all but the slow naive)"
+    )
+    conv.add_argument("--layers", nargs="+", metavar="NAME", help="conv1_1 … conv5_3 (None: all)")
+    conv.set_defaults(command=run_conv)
+
+    vgg = races.add_parser(
+        "vgg",
+        help="VGG-16 as a whole: forward passes and training steps",
+        description="Race VGG-16 as a whole: forward passes and training steps, at 224 and at 32 pixels. A training "
+        "step at 224 pixels takes about 3 GB of memory for each contestant.",
+        formatter_class=_ALL,
+    )
+    _add_common(vgg, seconds=60)
+    vgg.add_argument(
+        "--tasks",
+        nargs="+",
+        metavar="NAME",
+        help="such as forward-224-8 or step-32-128: what, pixels, batch (None: all)",
+    )
+    vgg.set_defaults(command=run_vgg)
+
+
+def _add_common(race, seconds: float) -> None:
+    race.add_argument("--threads", type=int, metavar="N", help="of each contestant (None: all cores)")
+    race.add_argument("--samples", type=int, default=9, metavar="N", help="of each contestant in each heat")
+    race.add_argument(
+        "--seconds", type=float, default=seconds, metavar="S", help="that a contestant may take in a heat; then fewer"
+    )
+    race.add_argument("--quick", action="store_true", help="something tiny, to see that it works; overrules most else")
+    race.add_argument("--details", action="store_true", help="print the table of every heat, too")
+    race.add_argument("--json", type=Path, metavar="FILE", help="save everything that was measured")
+    race.add_argument("--picture", type=Path, metavar="PNG", help="draw it")
+    race.add_argument("--quiet", action="store_true", help="no progress bar")
+
+
+def run_conv(arguments) -> int:
+    from minivgg.bench import conv
+
+    chosen = {"algorithms": _tuple(arguments.algorithms)}
+    if arguments.quick:
+        chosen |= {"batch": 1, "size": 32, "only": conv.QUICK}
+    else:
+        chosen |= {"batch": arguments.batch_size, "size": arguments.input_size, "only": _tuple(arguments.layers)}
+    return _race(conv.run, arguments, chosen)
+
+
+def run_vgg(arguments) -> int:
+    from minivgg.bench import vgg
+
+    tasks = vgg.choose(arguments.tasks) if arguments.tasks else vgg.TASKS
+    return _race(vgg.run, arguments, {"tasks": vgg.QUICK if arguments.quick else tasks})
+
+
+def _tuple(names: list[str] | None) -> tuple[str, ...] | None:
+    return None if names is None else tuple(names)
+
+
+def _race(run, arguments, chosen: dict) -> int:
+    """Run, print and save a race; the exit status says whether one of our own contestants failed."""
+    from minivgg.bench import pictures, pytorch
+    from minivgg.bench.race import cores
+    from minivgg.bench.record import is_pytorch, save
+    from minivgg.bench.tables import tables
+    from minivgg.cli.info import describe
+    from minivgg.insight.pictures import save as save_picture
+
+    if not pytorch.installed():
+        print("no PyTorch here, so ours race alone; to have it: pip install 'minivgg[bench]'\n", file=sys.stderr)
+    record = run(
+        machine=describe(),
+        threads=cores() if arguments.threads is None else arguments.threads,
+        samples=2 if arguments.quick else arguments.samples,
+        seconds=arguments.seconds,
+        progress=not arguments.quiet,
+        **chosen,
+    )
+    summary, details = tables(record)
+    print(summary)
+    if arguments.details:
+        print(f"\n{details}")
+    if arguments.json:
+        save(record, arguments.json)
+    if arguments.picture:
+        save_picture(pictures.picture(record), arguments.picture)
+    results = [(name, result) for row in record["rows"] for name, result in row["results"].items()]
+    return int(any("failure" in result for name, result in results if not is_pytorch(name)))
