@@ -19,12 +19,12 @@ DEFAULTS = {
     running_average: {"momentum": 0.1},
     ConvSpec: {"stride": (1, 1), "padding": (0, 0)},
     ConvSpec.of: {"stride": 1, "padding": 0},
-    conv2d_forward: {"b": None, "stride": 1, "padding": 0, "algorithm": "auto"},
-    conv2d_backward: {"need_dx": True},
+    conv2d_forward: {"b": None, "stride": 1, "padding": 0, "algorithm": "auto", "relu": False, "prepared": None},
+    conv2d_backward: {"need_dx": True, "after_relu": False},
     dropout_forward: {"p": 0.5, "seed": 0, "call": 0},
     linear_backward: {"need_dx": True},
     lrn_forward: {"size": 5, "alpha": 1e-4, "beta": 0.75, "k": 1.0},
-    maxpool2d_forward: {"stride": None, "padding": 0},
+    maxpool2d_forward: {"stride": None, "padding": 0, "relu": False},
     softmax_cross_entropy_forward: {"label_smoothing": 0.0},
 }
 

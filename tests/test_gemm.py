@@ -16,13 +16,75 @@ def matrix(rng, M, N, order):
     return np.asarray(rng.standard_normal((M, N)), order=order)
 
 
-@given(st.integers(1, 300), st.integers(1, 300), st.integers(1, 40), st.sampled_from("CF"), st.sampled_from("CF"))
-def test_product_is_the_sum_over_k(M, N, K, order_a, order_b):
+def check(M, N, K, order_a, order_b, dtype):
     rng = np.random.default_rng(M * N * K)
-    a, b = matrix(rng, M, K, order_a), matrix(rng, K, N, order_b)
+    a, b = (matrix(rng, *s).astype(dtype, order="K") for s in ((M, K, order_a), (K, N, order_b)))
+    exact = [f.astype(np.float64) for f in (a, b)]
     # each element sums K products, in whatever order: K roundings of the sum of magnitudes
-    bound = K * np.finfo(float).eps * (np.abs(a) @ np.abs(b))
-    assert (np.abs(gemm(a, b) - np.einsum("mk,kn->mn", a, b)) <= bound).all()
+    bound = K * np.finfo(dtype).eps * (np.abs(exact[0]) @ np.abs(exact[1]))
+    assert (np.abs(gemm(a, b) - np.einsum("mk,kn->mn", *exact)) <= bound).all()
+
+
+orders = st.sampled_from("CF")
+
+
+@given(st.integers(1, 300), st.integers(1, 300), st.integers(1, 40), orders, orders)
+def test_product_is_the_sum_over_k(dtype, M, N, K, order_a, order_b):
+    check(M, N, K, order_a, order_b, dtype)
+
+
+edges = st.sampled_from([1, 2, 13, 14, 15, 16, 31, 32, 33])  # of the micro-kernel and its vectors
+
+
+@given(edges, edges, st.integers(1, 520), orders, orders)
+def test_product_over_a_long_dimension(dtype, M, N, K, order_a, order_b):
+    check(M, N, K, order_a, order_b, dtype)
+
+
+@pytest.mark.parametrize("order", ["CC", "CF", "FC", "FF"])
+@pytest.mark.parametrize(("M", "K", "N"), [(1, 257, 528), (449, 257, 1), (227, 3, 530)])
+def test_product_of_several_blocks(M, K, N, order, dtype):
+    check(M, N, K, *order, dtype)
+
+
+@pytest.mark.parametrize(("M", "N"), [(1, 32), (15, 48), (230, 576), (2, 33)])
+def test_past_the_caches_it_is_the_same_product(M, N, monkeypatch):
+    rng = np.random.default_rng(0)
+    a, b = (matrix(rng, *s, "C").astype(np.float32) for s in ((M, 9), (9, N)))
+    memory = np.full(M * N + 32, np.nan, np.float32)
+    start = 16 - memory.ctypes.data // 4 % 16  # where 64 bytes begin
+    out = memory[start : start + M * N].reshape(M, N)
+    expected = gemm(a, b)
+    monkeypatch.setattr("minivgg.ops.gemm._PAST_CACHES", 0)
+    np.testing.assert_array_equal(gemm(a, b, out=out), expected)
+    assert np.isnan(memory[:start]).all()
+    assert np.isnan(memory[start + M * N :]).all()
+
+
+def test_strided_factors_and_results(dtype):
+    rng = np.random.default_rng(0)
+    a, b = (matrix(rng, 60, 80, "C").astype(dtype)[::2, ::2] for _ in range(2))
+    larger = np.full((60, 80), np.nan, dtype)
+    gemm(a.T, b, out=larger[:40, ::2])
+    np.testing.assert_allclose(larger[:40, ::2], a.T.astype(float) @ b, rtol=0, atol=30 * 16 * np.finfo(dtype).eps)
+    assert np.isnan(larger[40:]).all()
+    assert np.isnan(larger[:, 1::2]).all()
+
+
+@pytest.mark.parametrize(("M", "K", "N"), [(0, 3, 4), (3, 0, 4), (3, 4, 0)])
+def test_empty_products_are_zero(M, K, N, dtype):
+    np.testing.assert_array_equal(gemm(np.ones((M, K), dtype), np.ones((K, N), dtype)), np.zeros((M, N)))
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_what_is_not_finite_goes_where_it_belongs(value, dtype):
+    a, b = np.ones((37, 21), dtype), np.ones((21, 45), dtype)
+    a[36, 20], b[20, 44] = value, value
+    with np.errstate(invalid="ignore"):  # of what fills the last panel, when the kernel runs as plain Python
+        y = gemm(a, b)
+    np.testing.assert_array_equal(y[36], np.full(45, value))
+    np.testing.assert_array_equal(y[:, 44], np.full(37, value))
+    np.testing.assert_array_equal(y[:36, :44], np.full((36, 44), 21))
 
 
 @pytest.fixture
@@ -45,11 +107,11 @@ def test_writes_into_a_slice_and_nowhere_else(shape):
 
 
 @pytest.mark.usefixtures("many_pieces")
-@pytest.mark.parametrize("shape", [(701, 64, 90), (64, 64, 701)])
-def test_same_bits_on_one_thread_and_two(shape):
+@pytest.mark.parametrize("shape", [(701, 64, 90), (64, 64, 701), (15, 700, 33)])
+def test_same_bits_on_one_thread_and_two(shape, dtype):
     M, K, N = shape
     rng = np.random.default_rng(0)
-    a, b = (matrix(rng, *s, "C").astype(np.float32) for s in ((M, K), (K, N)))
+    a, b = (matrix(rng, *s, "C").astype(dtype) for s in ((M, K), (K, N)))
     before, results = numba.get_num_threads(), []
     for threads in (1, 2):
         numba.set_num_threads(threads)

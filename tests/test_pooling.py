@@ -6,7 +6,7 @@ from math import ceil, floor
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from minivgg.ops.avgpool import (
@@ -16,6 +16,7 @@ from minivgg.ops.avgpool import (
     avgpool2d_forward,
 )
 from minivgg.ops.maxpool import maxpool2d_backward, maxpool2d_forward
+from minivgg.ops.relu import relu_backward, relu_forward
 from minivgg.testing import CASES, check_op
 from minivgg.testing.rules import Trial
 
@@ -96,6 +97,8 @@ def upstream(y):
     return np.random.default_rng(1).standard_normal(y.shape).astype(y.dtype)
 
 
+@example(geometry=((2, 3, 5, 7), (2, 2), (2, 2), (0, 0)), ties=True)
+@example(geometry=((2, 3, 5, 7), (2, 2), (1, 3), (0, 0)), ties=True)
 @given(geometry=geometries(), ties=st.booleans())
 def test_maxpool_against_slow(dtype, geometry, ties):
     shape, *arguments = geometry
@@ -107,6 +110,34 @@ def test_maxpool_against_slow(dtype, geometry, ties):
     slow_y, slow_dx = slow_maxpool(x, dy, *arguments)
     np.testing.assert_array_equal(y, slow_y)
     np.testing.assert_array_equal(maxpool2d_backward(dy, cache), slow_dx)
+
+
+VALUES = [-np.inf, -2.0, -1.0, -0.0, 0.0, 1.0, 2.0, np.inf, np.nan]  # few, so that there are ties of every kind
+
+
+@pytest.mark.parametrize("values", [VALUES, VALUES[1:4], VALUES[3:7]], ids=["any", "none above zero", "ties at zero"])
+@example(geometry=((2, 3, 5, 7), (2, 2), (2, 2), (0, 0)))
+@example(geometry=((2, 3, 5, 7), (2, 2), (1, 3), (0, 0)))
+@given(geometry=geometries())
+def test_relu_then_maxpool_is_one_pass(dtype, values, geometry):
+    shape, *arguments = geometry
+    x = np.random.default_rng(0).choice(values, shape).astype(dtype)
+    active, relu_cache = relu_forward(x)
+    pooled, pool_cache = maxpool2d_forward(active, *arguments)
+    y, cache = maxpool2d_forward(x, *arguments, relu=True)
+    np.testing.assert_array_equal(y, pooled)
+    assert y.dtype == dtype
+    assert not np.signbit(y).any()
+    dy = np.round(8 * upstream(y))
+    expected = relu_backward(maxpool2d_backward(dy, pool_cache), relu_cache)
+    np.testing.assert_array_equal(maxpool2d_backward(dy, cache), expected)
+
+
+@pytest.mark.parametrize(("window", "bytes_each"), [((16, 16), 2), ((15, 17), 1)])
+def test_relu_needs_one_more_place(window, bytes_each):
+    _, cache = maxpool2d_forward(-np.ones((1, 1, 17, 17)), window, relu=True)
+    assert cache.argmax.itemsize == bytes_each
+    assert (cache.argmax == window[0] * window[1]).all()
 
 
 @given(geometry=geometries(), count_include_pad=st.booleans())

@@ -9,6 +9,8 @@ import sys
 
 import numpy as np
 
+from minivgg.backends import workspace
+
 
 def on_gpu(x) -> bool:
     """Whether `x` lives on a GPU, told by its type alone, so that nothing imports CuPy needlessly."""
@@ -49,11 +51,11 @@ def channels_last(x):
 
 def empty_like(x):
     """An uninitialised array of x's shape and dtype, in the order in which `memory_run(x)` walks."""
-    xp = xp_of(x)
+    empty = xp_of(x).empty if on_gpu(x) else workspace.empty
     if x.ndim == 4 and not x.flags.c_contiguous:
         N, C, H, W = x.shape
-        return nchw(xp.empty((N, H, W, C), x.dtype))
-    return xp.empty(x.shape, x.dtype)
+        return nchw(empty((N, H, W, C), x.dtype))
+    return empty(x.shape, x.dtype)
 
 
 def memory_run(x):

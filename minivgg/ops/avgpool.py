@@ -9,6 +9,7 @@ import numpy as np
 
 from minivgg.backends.array import nchw, nhwc
 from minivgg.backends.jit import kernel, prange
+from minivgg.backends.workspace import empty
 from minivgg.ops.windows import check_gradient, check_nchw, output_size, pair
 
 
@@ -52,7 +53,7 @@ def _backward(dy, dx, rows, cols, area):
 
 
 def _pool(x, rows, cols, area):
-    y = np.empty((x.shape[0], rows.shape[1], cols.shape[1], x.shape[1]), x.dtype)
+    y = empty((x.shape[0], rows.shape[1], cols.shape[1], x.shape[1]), x.dtype)
     area = area.astype(x.dtype)
     _forward(nhwc(x), y, rows, cols, area)
     return nchw(y), AvgPoolCache(x.shape, rows, cols, area)

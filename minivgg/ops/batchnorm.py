@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from minivgg.backends.array import empty_like
 from minivgg.backends.jit import kernel, prange
 from minivgg.ops.channels import as_rows, block_rows, block_sums, from_rows
 from minivgg.ops.windows import check_gradient
@@ -27,19 +28,21 @@ class BatchNormCache(NamedTuple):
 @kernel
 def _block_moments(x, block, means, m2s):
     """Mean and sum of squared deviations of every block of rows, each in two passes over cached memory."""
-    P, C = x.shape
+    C = x.shape[1]
     for b in prange(len(means)):
-        first, last = b * block, min((b + 1) * block, P)
-        means[b] = 0
-        m2s[b] = 0
-        for p in range(first, last):
+        rows, mean, m2 = x[np.intp(b) * block : (np.intp(b) + 1) * block], means[b], m2s[b]
+        mean[:] = 0
+        m2[:] = 0
+        for p in range(len(rows)):
+            row = rows[p]
             for c in range(C):
-                means[b, c] += x[p, c]
+                mean[c] += row[c]
         for c in range(C):
-            means[b, c] /= last - first
-        for p in range(first, last):
+            mean[c] /= len(rows)
+        for p in range(len(rows)):
+            row = rows[p]
             for c in range(C):
-                m2s[b, c] += (x[p, c] - means[b, c]) ** 2
+                m2[c] += (row[c] - mean[c]) ** 2
 
 
 @kernel
@@ -108,7 +111,7 @@ def batchnorm_forward(x, weight, bias, *, mean=None, var=None, eps=1e-5):
             )
         mean, var = _moments(rows)
     mean, var = np.asarray(mean, np.float64), np.asarray(var, np.float64)
-    y = np.empty_like(rows)
+    y = empty_like(rows)
     _normalise(rows, y, mean.astype(x.dtype), (weight / np.sqrt(var + eps)).astype(x.dtype), bias)
     return from_rows(y, x.shape), BatchNormCache(x, weight, mean, var, eps, len(rows), from_batch)
 
@@ -128,7 +131,7 @@ def batchnorm_backward(dy, cache: BatchNormCache):
     _block_gradients(dy, rows, centre, scale, block_rows(rows), dy_sums, dy_xhat_sums)
     dbias, dweight = dy_sums.sum(axis=0), dy_xhat_sums.sum(axis=0)
     dy_mean, dy_xhat_mean = (dbias / count, dweight / count) if from_batch else (0 * dbias, 0 * dweight)
-    dx = np.empty_like(rows)
+    dx = empty_like(rows)
     in_dtype = [v.astype(x.dtype) for v in (weight * istd, dy_mean, dy_xhat_mean)]
     _grad_input(dy, rows, dx, centre, scale, *in_dtype)
     return from_rows(dx, x.shape), dweight.astype(x.dtype), dbias.astype(x.dtype)

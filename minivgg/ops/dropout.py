@@ -21,6 +21,8 @@ _32 = np.uint64(32)
 _M0, _M1 = np.uint64(0xD2511F53), np.uint64(0xCD9E8D57)  # the multipliers of the two halves
 _W0, _W1 = np.uint64(0x9E3779B9), np.uint64(0xBB67AE85)  # golden ratio and √3 − 1: what the key grows by each round
 
+_BLOCK = 1024  # elements whose random words are made together, in the first-level cache
+
 
 class DropoutCache(NamedTuple):
     """All that it takes to make the mask again."""
@@ -33,29 +35,76 @@ class DropoutCache(NamedTuple):
 
 
 @njit(cache=True)
+def _round(c0, c1, c2, c3, k0, k1):
+    p0, p1 = _M0 * c0, _M1 * c2
+    return (p1 >> _32) ^ c1 ^ k0, p1 & _LOW, (p0 >> _32) ^ c3 ^ k1, p0 & _LOW
+
+
+@njit(cache=True)
 def philox(c0, c1, c2, c3, k0, k1):
     """Philox4x32-10: four counter words and two key words → four random words, each a uint64 below 2³²."""
     for _ in range(10):
-        p0 = _M0 * c0
-        p1 = _M1 * c2
-        c0, c1, c2, c3 = (p1 >> _32) ^ c1 ^ k0, p1 & _LOW, (p0 >> _32) ^ c3 ^ k1, p0 & _LOW
-        k0 = (k0 + _W0) & _LOW
-        k1 = (k1 + _W1) & _LOW
+        c0, c1, c2, c3 = _round(c0, c1, c2, c3, k0, k1)
+        k0, k1 = (k0 + _W0) & _LOW, (k1 + _W1) & _LOW
     return c0, c1, c2, c3
+
+
+@njit(cache=True)
+def _philox_of_many(w0, w1, w2, w3, k0, k1):
+    """`philox` in place on arrays of uint32: round by round over all, which fills vectors."""
+    for _ in range(10):
+        for i in range(len(w0)):
+            c0, c1, c2, c3 = np.uint64(w0[i]), np.uint64(w1[i]), np.uint64(w2[i]), np.uint64(w3[i])
+            w0[i], w1[i], w2[i], w3[i] = _round(c0, c1, c2, c3, k0, k1)
+        k0, k1 = (k0 + _W0) & _LOW, (k1 + _W1) & _LOW
+
+
+@njit(cache=True)
+def _random_in_order(first, call, seed, random):
+    """The words of elements first, first + 1, …: four share a counter."""
+    words = np.empty((4, len(random) // 4), np.uint32)
+    for i in range(len(random) // 4):
+        counter = np.uint64(first // 4 + i)
+        words[0, i], words[1, i] = counter & _LOW, counter >> _32
+        words[2, i], words[3, i] = call & _LOW, call >> _32
+    _philox_of_many(words[0], words[1], words[2], words[3], seed & _LOW, seed >> _32)
+    for i in range(len(random) // 4):
+        for j in range(4):
+            random[4 * i + j] = words[j, i]
+
+
+@njit(cache=True)
+def _random_of_pixels(first, C, P, call, seed, random):
+    """The same for memory (n, P, C), where neighbours have counters of their own."""
+    words, which = np.empty((4, len(random)), np.uint32), np.empty(len(random), np.uint8)
+    pixel, c = divmod(first, C)
+    for i in range(len(random)):
+        n, p = divmod(pixel, P)
+        element = np.uint64((n * C + c) * P + p)  # its number in (N, C, H, W) order
+        counter, which[i] = element >> np.uint64(2), element & np.uint64(3)
+        words[0, i], words[1, i] = counter & _LOW, counter >> _32
+        words[2, i], words[3, i] = call & _LOW, call >> _32
+        c += 1
+        if c == C:
+            c, pixel = 0, pixel + 1
+    _philox_of_many(words[0], words[1], words[2], words[3], seed & _LOW, seed >> _32)
+    for i in range(len(random)):
+        random[i] = words[which[i], i]
 
 
 @kernel
 def _apply(x, y, C, P, seed, call, threshold, scale):
     """y = x · scale where the element's random word reaches the threshold, else 0; x, y in memory order (n, P, C)."""
-    k0, k1 = seed & _LOW, seed >> _32
-    c2, c3 = call & _LOW, call >> _32
-    for m in prange(x.size):
-        pixel, c = divmod(np.intp(m), C)
-        n, p = divmod(pixel, P)
-        i = np.uint64((n * C + c) * P + p)  # the element's number in (N, C, H, W) order
-        counter = i >> np.uint64(2)
-        words = philox(counter & _LOW, counter >> _32, c2, c3, k0, k1)
-        y[m] = x[m] * scale if words[i & np.uint64(3)] >= threshold else 0
+    for block in prange((x.size + _BLOCK - 1) // _BLOCK):
+        first = np.intp(block) * _BLOCK
+        random = np.empty(_BLOCK, np.uint32)
+        if C == 1:
+            _random_in_order(first, call, seed, random)
+        else:
+            _random_of_pixels(first, C, P, call, seed, random)
+        source, target = x[first : first + _BLOCK], y[first : first + _BLOCK]
+        for i in range(len(source)):
+            target[i] = source[i] * scale if random[i] >= threshold else 0
 
 
 def _masked(x, p: float, seed: int, call: int):

@@ -1,27 +1,200 @@
-"""The matrix product, by BLAS on as many cores as Numba has threads.
+"""The matrix product: our own in float32, on the micro-kernel of `backends.microkernel`; else by BLAS.
+
+The micro-kernel wants its factors side by side and near by. So the result is cut into blocks, each the work of one
+thread, and the long dimension into steps of 256: a block of a (at most 224 × 256) and one of b (256 × 512) are copied
+to where the second-level cache holds them, b in panels of 32 columns, and multiplied there 14 × 32 results at a time.
+Whatever way round a factor lies in memory is settled by the copy. An element's sum is taken in steps of 256 wherever
+the blocks begin, so the result has the same bits on any number of threads.
+
+A batch of a few images makes fully connected layers a matter of memory: each weight is read once (or, as a gradient,
+written once, past the caches), and a multiplication or two are done with it.
 
 BLAS is asked for one thread, and each of ours multiplies its own share. BLAS's own threads wait for one another by
 spinning, which is quick on an idle machine, but as soon as another program wants a core they spin while the one they
 wait for cannot run: beside one busy program on two cores, training went 5 times slower than on a single thread.
+
+Source: Goto & van de Geijn, Anatomy of High-Performance Matrix Multiplication (2008), §4 and §6.
 """
 
 import functools
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
-import numba
 import numpy as np
 from threadpoolctl import ThreadpoolController
 
+from minivgg.backends import workspace
+from minivgg.backends.jit import kernel, njit, prange, threads
+from minivgg.backends.microkernel import COLUMNS, ROWS, product
+from minivgg.backends.simd import LANES, traced, transpose
+
+_ROWS, _COLUMNS, _STEPS = 16 * ROWS, 16 * COLUMNS, 256  # of a block: 0.2 MB of a and 0.5 MB of b
+_APART = 16  # floats between two copied rows: were their distance a power of two, few places of a cache would hold them
+_PAST_CACHES = 1 << 25  # bytes: a larger result is out of every cache before anybody reads it
+
 _LEAST = 256  # rows or columns of a piece: fewer would not repay the packing that BLAS does for each product
 _WORK = 1 << 24  # multiply-adds of a piece: fewer would not repay waking a thread
+
+
+def gemm(a, b, out=None):
+    """a (M, K) · b (K, N) → (M, N), into `out` if given; both factors may be transposed views.
+
+    Cost: 2·M·K·N FLOP. Each factor is read once if its other dimension fits a block (M ≤ 224 for b, N ≤ 512 for a).
+    """
+    (M, K), N = a.shape, b.shape[1]
+    if out is None:
+        out = workspace.empty((M, N), a.dtype)
+    if 0 in (M, K, N):
+        out[...] = 0
+    elif any(m.dtype != np.float32 for m in (a, b, out)) or (min(M, N) == 1 and K > 1):
+        _by_blas(a, b, out)  # a product with a vector is no more than reading the matrix
+    elif out.flags.c_contiguous:
+        _by_blocks(a, b, out)
+    else:
+        out[...] = gemm(a, b)
+    return out
+
+
+# ---- Our own ----
+
+
+@traced
+def _copy_panels(code, b, b_at, b_row, steps, panels, to, to_at):
+    """b (steps, 32·panels) → (panels, steps, 32)."""
+    for k in code.loop(steps):
+        for p in code.loop(panels):
+            for j in (0, LANES):
+                to.store(to_at + p * steps * COLUMNS + k * COLUMNS + j, b.load(b_at + k * b_row + p * COLUMNS + j))
+
+
+@traced
+def _turn_panel(code, b, b_at, b_row, squares, to, to_at):
+    """b (32, 16·squares) → (16·squares, 32)."""
+    for s in code.loop(squares):
+        for j in (0, LANES):
+            square = [b.load(b_at + (i + j) * b_row + s * LANES) for i in range(LANES)]
+            for i, vector in enumerate(transpose(square)):
+                to.store(to_at + s * LANES * COLUMNS + i * COLUMNS + j, vector)
+
+
+@traced
+def _stream(code, tile, rows, c, c_at, c_row):
+    """c (rows, 32) = tile (rows, 32), past the caches."""
+    for i in code.loop(rows):
+        for j in (0, LANES):
+            c.stream(c_at + i * c_row + j, tile.load(i * COLUMNS + j))
+
+
+@njit(cache=True)
+def _copy(a, first, start, rows, columns, to, to_row):
+    """Rows first, … and columns start, … of a."""
+    for i in range(rows):
+        source, target = a[first + i, start : start + columns], to[i * to_row : i * to_row + columns]
+        for j in range(len(target)):
+            target[j] = source[j]
+
+
+@njit(cache=True)
+def _into_panels(b, turned, k, n, steps, columns, to):
+    """b[k : k + steps, n : n + columns], or that of its transpose, in panels; zeros fill the last panel."""
+    row, panels, squares = b.shape[1], columns // COLUMNS, steps // LANES
+    if turned:
+        for p in range(panels):
+            _turn_panel(b, (n + p * COLUMNS) * row + k, row, squares, to, p * steps * COLUMNS)
+    else:
+        _copy_panels(b, k * row + n, row, steps, panels, to, 0)
+    for p in range((columns + COLUMNS - 1) // COLUMNS):  # and what is left over, number by number
+        first, width = n + p * COLUMNS, min(COLUMNS, columns - p * COLUMNS)
+        for s in range((squares * LANES if turned else steps) if p < panels else 0, steps):
+            target = to[(p * steps + s) * COLUMNS : (p * steps + s + 1) * COLUMNS]
+            target[:] = 0
+            for j in range(width):
+                target[j] = b[first + j, k + s] if turned else b[k + s, first + j]
+
+
+@njit(cache=True)
+def _write(tile, rows, columns, c, i, j, add):
+    for r in range(rows):
+        for q in range(columns):
+            c[i + r, j + q] = tile[r * COLUMNS + q] + (c[i + r, j + q] if add else 0)
+
+
+@kernel
+def _blocks(a, a_turned, b, b_turned, c, block_rows, block_columns, packed_a, packed_b, tiles, streaming):
+    """c = a · b, of which a or b or both are given as their transposes; scratch for each of the workers."""
+    M, N = c.shape
+    K = b.shape[1] if b_turned else b.shape[0]
+    workers, down = len(tiles), (M + block_rows - 1) // block_rows
+    tasks = down * ((N + block_columns - 1) // block_columns)
+    for index in prange(workers):
+        worker = np.intp(index)
+        A, B, tile = packed_a[worker], packed_b[worker], tiles[worker]
+        for task in range(worker * tasks // workers, (worker + 1) * tasks // workers):
+            m, n = task % down * block_rows, task // down * block_columns
+            rows, columns = min(block_rows, M - m), min(block_columns, N - n)
+            for k in range(0, K, _STEPS):
+                steps = min(_STEPS, K - k)
+                if a_turned:
+                    strides = 0, 1, rows + _APART
+                    _copy(a, k, m, steps, rows, A, rows + _APART)
+                else:
+                    strides = 0, _STEPS + _APART, 1
+                    _copy(a, m, k, rows, steps, A, _STEPS + _APART)
+                _into_panels(b, b_turned, k, n, steps, columns, B)
+                for i in range(0, rows, ROWS):
+                    high = min(ROWS, rows - i)
+                    for j in range(0, columns, COLUMNS):
+                        wide = min(COLUMNS, columns - j)
+                        A_at, B_at, c_at = i * strides[1], j * steps, (m + i) * N + n + j
+                        lengths, add = (1, steps), 1 if k > 0 else 0
+                        if wide == COLUMNS and not streaming and high % 2 == 0:
+                            product(high, A, A_at, strides, B, B_at, (0, COLUMNS), c, c_at, N, lengths, add)
+                        else:  # the micro-kernel would write beyond what is to be written, or not past the caches
+                            product(high, A, A_at, strides, B, B_at, (0, COLUMNS), tile, 0, COLUMNS, lengths, 0)
+                            if wide == COLUMNS and streaming:
+                                _stream(tile, high, c, c_at, N)
+                            else:
+                                _write(tile, high, wide, c, m + i, n + j, k > 0)
+
+
+def _share(length: int, most: int, unit: int, workers: int) -> int:
+    """The size of a block, in units, so that blocks of at most `most` give all workers the same to do."""
+    blocks = -(-length // most)
+    blocks += -blocks % workers
+    return -(-length // (blocks * unit)) * unit
+
+
+def _by_blocks(a, b, out) -> None:
+    (a, a_turned), (b, b_turned) = _rows_of(a), _rows_of(b)
+    (M, N), workers = out.shape, threads()
+    columns = _share(N, _COLUMNS, COLUMNS, workers)
+    blocks = -(-N // columns)
+    rows = _share(M, _ROWS, ROWS, 1 if blocks >= workers else workers)
+    packed_a = workspace.buffer("gemm a", (workers, (rows + _APART) * (_STEPS + _APART)), a.dtype)
+    packed_b = workspace.buffer("gemm b", (workers, _STEPS * columns), a.dtype)
+    if M % 2:
+        packed_a[...] = 0  # the micro-kernel reads one row more, and numbers left from elsewhere may be slow ones
+    tiles = workspace.buffer("gemm tile", (workers, ROWS * COLUMNS), a.dtype)
+    K = b.shape[b_turned]
+    streaming = K <= _STEPS and N % LANES == 0 and out.ctypes.data % 64 == 0 and out.nbytes > _PAST_CACHES
+    _blocks(a, a_turned, b, b_turned, out, rows, columns, packed_a, packed_b, tiles, streaming)
+
+
+def _rows_of(matrix):
+    """(the matrix, False) or (its transpose, True), whichever is in C order, or a copy that is."""
+    if matrix.T.flags.c_contiguous and not matrix.flags.c_contiguous:
+        return matrix.T, True
+    return np.ascontiguousarray(matrix), False
+
+
+# ---- BLAS ----
 
 _blas_limited = threading.Lock()  # two threads inside the block would restore each other's limit
 
 
 @functools.cache
-def _pool(threads: int) -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(threads, thread_name_prefix="minivgg-gemm")
+def _pool(count: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(count, thread_name_prefix="minivgg-gemm")
 
 
 @functools.cache
@@ -34,15 +207,9 @@ def _multiply(a, b, out) -> None:
         np.matmul(a, b, out=out)
 
 
-def gemm(a, b, out=None):
-    """a (M, K) · b (K, N) → (M, N), into `out` if given. 2·M·K·N FLOP.
-
-    The longer of M and N is cut into pieces, by the shapes alone: so the result has the same bits on any number of
-    threads.
-    """
+def _by_blas(a, b, out) -> None:
+    """The longer of M and N is cut into pieces, by the shapes alone: so the bits do not depend on the threads."""
     (M, K), N = a.shape, b.shape[1]
-    if out is None:
-        out = np.empty((M, N), a.dtype)
     long, short = max(M, N), min(M, N)
     size = max(_LEAST, _WORK // (short * K))
     pieces = [slice(start, start + size) for start in range(0, long, size)]
@@ -50,9 +217,8 @@ def gemm(a, b, out=None):
         products = [(a[piece], b, out[piece]) for piece in pieces]
     else:
         products = [(a, b[:, piece], out[:, piece]) for piece in pieces]
-    threads = numba.get_num_threads()
+    count = threads()
     with _blas_limited, _blas().limit(limits=1):
-        run = map if threads == 1 or len(pieces) == 1 else _pool(threads).map
+        run = map if count == 1 or len(pieces) == 1 else _pool(count).map
         for _ in run(_multiply, *zip(*products, strict=True)):
             pass
-    return out

@@ -7,9 +7,12 @@ from typing import NamedTuple
 
 import numpy as np
 
+from minivgg.backends.array import empty_like
 from minivgg.backends.jit import kernel, njit, prange
 from minivgg.ops.channels import as_rows, from_rows
 from minivgg.ops.windows import check_gradient, check_nchw
+
+_PIXELS = 64  # at a time, so that scratch memory is taken seldom
 
 
 class LRNCache(NamedTuple):
@@ -23,41 +26,64 @@ class LRNCache(NamedTuple):
 
 
 @njit(cache=True)
-def _denominators(x, p, size, alpha, k, s):
-    """s[c] = k + alpha/size · Σ x² over the window of `size` channels around c, for pixel p."""
-    C = x.shape[1]
-    for c in range(C):
-        energy = x[p, c] * 0
-        for i in range(max(0, c - size // 2), min(C, c - size // 2 + size)):
-            energy += x[p, i] * x[p, i]
-        s[c] = k + alpha / size * energy
+def _window_sums(values, size, before, sums):
+    """sums[c] = Σ values[i], i over the `size` channels from c − before on, as far as they exist."""
+    sums[:] = 0
+    for shift in range(-before, size - before):
+        first = max(0, -shift)
+        target, source = sums[first : max(first, len(sums) - shift)], values[first + shift :]
+        for c in range(min(len(target), len(source))):
+            target[c] += source[c]
+
+
+@njit(cache=True)
+def _powers(row, size, alpha, beta, k, scratch, s, power):
+    """s[c] = k + alpha/size · Σ x² over the window around c, and s^−beta, for one pixel."""
+    for c in range(len(row)):
+        scratch[c] = row[c] * row[c]
+    _window_sums(scratch, size, size // 2, s)
+    for c in range(len(s)):
+        s[c] = k + alpha / size * s[c]
+    if beta == 0.75:  # everybody's, and by square roots ten times faster than by a power
+        for c in range(len(s)):
+            root = np.sqrt(s[c])
+            power[c] = 1 / (root * np.sqrt(root))
+    else:
+        for c in range(len(s)):
+            power[c] = s[c] ** -beta
 
 
 @kernel
 def _forward(x, y, size, alpha, beta, k):
     P, C = x.shape
-    for p in prange(P):
-        s = np.empty(C, x.dtype)
-        _denominators(x, p, size, alpha, k, s)
-        for c in range(C):
-            y[p, c] = x[p, c] * s[c] ** -beta
+    for block in prange((P + _PIXELS - 1) // _PIXELS):
+        first = np.intp(block) * _PIXELS
+        rows, ys = x[first : first + _PIXELS], y[first : first + _PIXELS]
+        scratch, s, power = np.empty(C, x.dtype), np.empty(C, x.dtype), np.empty(C, x.dtype)
+        for p in range(len(rows)):
+            row, to = rows[p], ys[p]
+            _powers(row, size, alpha, beta, k, scratch, s, power)
+            for c in range(C):
+                to[c] = row[c] * power[c]
 
 
 @kernel
 def _backward(dy, x, dx, size, alpha, beta, k):
     P, C = x.shape
-    for p in prange(P):
-        s = np.empty(C, x.dtype)
-        _denominators(x, p, size, alpha, k, s)
-        for c in range(C):
-            dx[p, c] = dy[p, c] * s[c] ** -beta
-            s[c] = dy[p, c] * x[p, c] * s[c] ** (-beta - 1)  # what dy[c] hands to all of its window
-        for c in range(C):
-            total = s[c] * 0
-            # the windows that hold c: those of the channels i with i − size//2 ≤ c < i − size//2 + size
-            for i in range(max(0, c + size // 2 - size + 1), min(C, c + size // 2 + 1)):
-                total += s[i]
-            dx[p, c] -= 2 * alpha * beta / size * x[p, c] * total
+    for block in prange((P + _PIXELS - 1) // _PIXELS):
+        first = np.intp(block) * _PIXELS
+        rows, dys, dxs = x[first : first + _PIXELS], dy[first : first + _PIXELS], dx[first : first + _PIXELS]
+        scratch, s, power = np.empty(C, x.dtype), np.empty(C, x.dtype), np.empty(C, x.dtype)
+        for p in range(len(rows)):
+            row, upstream, to = rows[p], dys[p], dxs[p]
+            _powers(row, size, alpha, beta, k, scratch, s, power)
+            for c in range(C):
+                to[c] = upstream[c] * power[c]
+                scratch[c] = to[c] * row[c] / s[c]  # what dy[c] hands to all of its window
+            _window_sums(scratch, size, size - 1 - size // 2, s)  # over the windows that hold c
+            factor = 2 * alpha * beta / size
+            for c in range(C):
+                to[c] -= factor * row[c] * s[c]
 
 
 def lrn_forward(x, size=5, alpha=1e-4, beta=0.75, k=1.0):
@@ -70,7 +96,7 @@ def lrn_forward(x, size=5, alpha=1e-4, beta=0.75, k=1.0):
     if size < 1 or not k > 0:
         raise ValueError(f"lrn: size must be at least 1 and k positive, got size {size} and k {k}")
     rows = as_rows(x)
-    y = np.empty_like(rows)
+    y = empty_like(rows)
     _forward(rows, y, size, *map(x.dtype.type, (alpha, beta, k)))
     return from_rows(y, x.shape), LRNCache(x, size, alpha, beta, k)
 
@@ -80,6 +106,6 @@ def lrn_backward(dy, cache: LRNCache):
     x, size, alpha, beta, k = cache
     check_gradient("lrn_backward", dy, x.shape, x.dtype)
     rows = as_rows(x)
-    dx = np.empty_like(rows)
+    dx = empty_like(rows)
     _backward(as_rows(dy), rows, dx, size, *map(x.dtype.type, (alpha, beta, k)))
     return from_rows(dx, x.shape)

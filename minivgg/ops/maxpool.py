@@ -1,16 +1,24 @@
-"""Max-pooling: the largest value of each window; its gradient goes back to where that value stood."""
+"""Max-pooling: the largest value of each window; its gradient goes back to where that value stood.
+
+VGG pools after a ReLU, and max(ReLU(x)) = ReLU(max(x)). So `relu=True` does both in the one pass over x: the ReLU's own
+output, four times as large as the pool's, is neither written nor kept.
+"""
 
 from typing import NamedTuple
 
 import numpy as np
 
 from minivgg.backends.array import nchw, nhwc
-from minivgg.backends.jit import kernel, prange
+from minivgg.backends.jit import kernel, njit, prange
+from minivgg.backends.workspace import empty
 from minivgg.ops.windows import check_gradient, check_nchw, output_size, pair
 
 
 class MaxPoolCache(NamedTuple):
-    """`argmax` (N, OH, OW, C) says which of the KH·KW places of its window won, as kh·KW + kw: one byte, as a rule."""
+    """`argmax` (N, OH, OW, C) says which of the KH·KW places of its window won, as kh·KW + kw: one byte, as a rule.
+
+    KH·KW means nobody: the ReLU has cut off the whole window.
+    """
 
     argmax: np.ndarray
     x_shape: tuple
@@ -21,13 +29,13 @@ class MaxPoolCache(NamedTuple):
 
 
 @kernel
-def _forward(x, y, argmax, window, stride, padding):
+def _forward(x, y, argmax, window, stride, padding, relu):
     N, H, W, C = x.shape
     _, OH, OW, _ = y.shape
     for task in prange(N * OH):
         n, oh = divmod(np.intp(task), OH)
         for ow in range(OW):
-            empty = True
+            first = True
             for kh in range(window[0]):
                 h = oh * stride[0] - padding[0] + kh
                 for kw in range(window[1]):
@@ -38,18 +46,57 @@ def _forward(x, y, argmax, window, stride, padding):
                     for c in range(C):
                         value = x[n, h, v, c]
                         # strictly greater: a tie goes to the first; unequal to itself: a NaN must not be hidden
-                        if empty or value > y[n, oh, ow, c] or value != value:
+                        if first or value > y[n, oh, ow, c] or value != value:
                             y[n, oh, ow, c] = value
                             argmax[n, oh, ow, c] = place
-                    empty = False
+                    first = False
+            if relu:
+                for c in range(C):
+                    if not y[n, oh, ow, c] > 0:
+                        argmax[n, oh, ow, c] = window[0] * window[1]
+                    if y[n, oh, ow, c] <= 0:  # a NaN passes, but as in ReLU its gradient does not
+                        y[n, oh, ow, c] = 0
+
+
+@njit(cache=True)
+def _better(value, place, best, winner):
+    """What of two wins, and its place: as in `_forward`."""
+    wins = value > best or value != value
+    return value if wins else best, place if wins else winner
+
+
+@kernel
+def _forward_2x2(x, y, argmax, stride, relu):
+    """`_forward` for VGG's window, without padding: one run over the channels, all in registers."""
+    N, OH, OW, C = y.shape
+    zero = y.dtype.type(0)
+    for task in prange(N * OH):
+        n, oh = divmod(np.intp(task), OH)
+        h = oh * stride[0]
+        for ow in range(OW):
+            v = ow * stride[1]
+            x0, x1, x2, x3 = x[n, h, v], x[n, h, v + 1], x[n, h + 1, v], x[n, h + 1, v + 1]
+            to, where = y[n, oh, ow], argmax[n, oh, ow]
+            for c in range(C):
+                best, winner = _better(x1[c], 1, x0[c], 0)
+                best, winner = _better(x2[c], 2, best, winner)
+                best, winner = _better(x3[c], 3, best, winner)
+                if relu:
+                    winner = winner if best > 0 else 4
+                    best = zero if best <= 0 else best
+                to[c] = best
+                where[c] = winner
 
 
 @kernel
 def _backward(dy, argmax, dx, window, stride, padding):
-    N, H, _, C = dx.shape
+    N, H, W, C = dx.shape
     _, OH, OW, _ = dy.shape
     for task in prange(N * H):  # a row of dx belongs to one thread, so overlapping windows need no atomic additions
         n, h = divmod(np.intp(task), H)
+        for v in range(W):
+            for c in range(C):
+                dx[n, h, v, c] = 0
         for kh in range(window[0]):
             oh, remainder = divmod(h + padding[0] - kh, stride[0])
             if remainder != 0 or oh < 0 or oh >= OH:
@@ -63,14 +110,38 @@ def _backward(dy, argmax, dx, window, stride, padding):
                             dx[n, h, v, c] += dy[n, oh, ow, c]
 
 
-def maxpool2d_forward(x, kernel_size, stride=None, padding=0):
+@kernel
+def _backward_side_by_side(dy, argmax, dx, window):
+    """`_backward` for windows that neither overlap nor leave gaps: every pixel has one window, and is written once."""
+    N, H, W, C = dx.shape
+    _, OH, OW, _ = dy.shape
+    KH, KW = window
+    bands = (H + KH - 1) // KH
+    for task in prange(N * bands):
+        n, oh = divmod(np.intp(task), bands)
+        for h in range(oh * KH, min(oh * KH + KH, H)):
+            for v in range(W):
+                to, ow = dx[n, h, v], v // KW
+                if oh < OH and ow < OW:
+                    gradient, where = dy[n, oh, ow], argmax[n, oh, ow]
+                    place = (h - oh * KH) * KW + v - ow * KW
+                    for c in range(C):
+                        to[c] = gradient[c] if where[c] == place else 0
+                else:  # the last rows and columns, too few for a window
+                    for c in range(C):
+                        to[c] = 0
+
+
+def maxpool2d_forward(x, kernel_size, stride=None, padding=0, *, relu=False):
     """y[n, c, oh, ow] = the largest x[n, c, oh·stride − padding + kh, ow·stride − padding + kw] inside the image.
 
     x (N, C, H, W) → y (N, C, OH, OW), OH = (H + 2·padding − KH) // stride + 1. `stride` defaults to the window.
     Integers or (height, width) pairs. A tie goes to the first maximum in row order; a NaN in a window is its maximum.
+    With `relu`, y and its gradient are those of a ReLU followed by the pooling.
 
-    Cost: N·C·OH·OW·KH·KW comparisons; the cache keeps one byte for each output (two for windows past 256 places).
-    Raises ValueError if a window does not fit, or could lie in the padding alone.
+    Cost: N·C·OH·OW·KH·KW comparisons; x is read once, y and a byte for each output (two for windows past 256 places),
+    which is all that the cache keeps, are written. Raises ValueError if a window does not fit, or could lie in the
+    padding alone.
     """
     check_nchw("maxpool2d", x)
     window, padding = pair(kernel_size, "kernel_size"), pair(padding, "padding")
@@ -79,17 +150,26 @@ def maxpool2d_forward(x, kernel_size, stride=None, padding=0):
         raise ValueError(f"maxpool2d: padding {padding} must be at most half the window {window}")
     N, C, H, W = x.shape
     OH, OW = output_size("maxpool2d", (H, W), window, stride, padding)
-    y = np.empty((N, OH, OW, C), x.dtype)
-    argmax = np.empty(y.shape, np.min_scalar_type(window[0] * window[1] - 1))
-    _forward(nhwc(x), y, argmax, window, stride, padding)
+    y = empty((N, OH, OW, C), x.dtype)
+    argmax = empty(y.shape, np.min_scalar_type(window[0] * window[1] - (not relu)))
+    if window == (2, 2) and padding == (0, 0):
+        _forward_2x2(nhwc(x), y, argmax, stride, relu)
+    else:
+        _forward(nhwc(x), y, argmax, window, stride, padding, relu)
     return nchw(y), MaxPoolCache(argmax, x.shape, window, stride, padding, x.dtype)
 
 
 def maxpool2d_backward(dy, cache: MaxPoolCache):
-    """dx (N, C, H, W): each dy (N, C, OH, OW) added where its window's maximum stood, zero elsewhere."""
+    """dx (N, C, H, W): each dy (N, C, OH, OW) added where its window's maximum stood, zero elsewhere.
+
+    Cost: dy and the argmax read once, dx written once, if the windows lie side by side (stride = window, no padding).
+    """
     argmax, (N, C, H, W), window, stride, padding, dtype = cache
     _, OH, OW, _ = argmax.shape
     check_gradient("maxpool2d_backward", dy, (N, C, OH, OW), dtype)
-    dx = np.zeros((N, H, W, C), dtype)
-    _backward(nhwc(dy), argmax, dx, window, stride, padding)
+    dx = empty((N, H, W, C), dtype)
+    if stride == window and padding == (0, 0):
+        _backward_side_by_side(nhwc(dy), argmax, dx, window)
+    else:
+        _backward(nhwc(dy), argmax, dx, window, stride, padding)
     return nchw(dx)

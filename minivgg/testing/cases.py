@@ -192,6 +192,8 @@ _ROWS = (
                 ((2, 17, 7, 6), {"kernel_size": 1, "stride": 3}),
                 ((3, 1, 5, 4), {"kernel_size": (5, 4)}),
                 (PIXEL, {"kernel_size": 1}),
+                ((2, 3, 6, 7), {"kernel_size": 2, "relu": True}),
+                ((2, 3, 7, 6), {"kernel_size": 3, "stride": 2, "padding": 1, "relu": True}),
             ]
         ),
         oracles.maxpool2d,

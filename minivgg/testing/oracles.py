@@ -57,9 +57,10 @@ def conv2d(x, w, b=None, *, stride=1, padding=0, algorithm="any"):
     return y if b is None else y + b[:, None, None]
 
 
-def maxpool2d(x, kernel_size, stride=None, padding=0):
+def maxpool2d(x, kernel_size, stride=None, padding=0, relu=False):
     kernel = _two(kernel_size)
-    return windows(x, kernel, stride or kernel, padding, fill=-np.inf).max(axis=(4, 5))
+    y = windows(x, kernel, stride or kernel, padding, fill=-np.inf).max(axis=(4, 5))
+    return np.maximum(y, 0) if relu else y
 
 
 def avgpool2d(x, kernel_size, stride=None, padding=0, count_include_pad=True):

@@ -28,6 +28,12 @@ def _adam(w, g, m, v, lr, beta1, beta2, rest1, rest2, correction1, correction2, 
         w[i] -= lr * (m[i] / correction1) / (np.sqrt(v[i] / correction2) + eps)
 
 
+@kernel
+def _scale(g, factor):
+    for i in prange(g.size):
+        g[i] *= factor
+
+
 class Optimizer:
     """Steps parameters (name → `Param`) down their gradients. State arrays are named `<slot>.<parameter>`."""
 
@@ -92,5 +98,5 @@ def clip_gradients(params: dict[str, Param], max_norm: float) -> float:
     norm = math.sqrt(sum(float(np.dot(g, g)) for g in gradients))
     if norm > max_norm:
         for g in gradients:
-            g *= g.dtype.type(max_norm / norm)
+            _scale(g, g.dtype.type(max_norm / norm))
     return norm
