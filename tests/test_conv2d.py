@@ -1,5 +1,6 @@
 """The ladder: the seven loops against SciPy and numbers worked by hand, every other rung against the seven loops."""
 
+import json
 import re
 
 import numpy as np
@@ -9,6 +10,7 @@ from hypothesis import strategies as st
 from scipy.signal import convolve2d, correlate2d
 
 from minivgg.backends import workspace
+from minivgg.backends.jit import threads
 from minivgg.ops import conv2d
 from minivgg.ops.conv2d import ALGORITHMS, Algorithm, ConvSpec, conv2d_backward, conv2d_forward, im2col, naive
 from minivgg.testing import GEOMETRIES, check_conv, check_op
@@ -252,9 +254,56 @@ def test_a_new_rung_is_picked_up(monkeypatch):
 
 
 def test_auto_takes_what_plan_says():
-    x, w, _, spec = tensors(GEOMETRIES["VGG"], "float64")
-    assert conv2d_forward(x, w, padding=1)[1].algorithm is conv2d.plan(spec)
-    assert conv2d.explain(spec) == f"{conv2d.plan(spec).name}: {conv2d.plan(spec).reason}"
+    x, w, dy, spec = tensors(GEOMETRIES["VGG"], "float32")
+    y, cache = conv2d_forward(x, w, padding=1)
+    dx, dw, _ = conv2d_backward(dy, cache)
+    for direction, result, arguments in (
+        ("forward", y, (x, w)),
+        ("grad_input", dx, (dy, w)),
+        ("grad_weight", dw, (dy, x)),
+    ):
+        chosen = conv2d.plan(spec, direction)
+        assert (getattr(chosen, direction)(*arguments, spec) == result).all()
+        assert conv2d.explain(spec, direction).startswith(f"{chosen.name}: {chosen.reason} (expected: {chosen.name} ")
+
+
+def test_float64_is_for_checking_gradients():
+    _, _, _, spec = tensors(GEOMETRIES["VGG"], "float64")
+    assert conv2d.plan(spec, dtype=np.float64).name == "im2col"
+    assert conv2d.explain(spec, dtype=np.float64) == f"im2col: {im2col.ALGORITHM.reason}"
+
+
+def vgg(N, C, size, O):
+    return ConvSpec(N, C, size, size, O, 3, 3, (1, 1), (1, 1))
+
+
+@pytest.mark.parametrize(
+    "spec, direction, prepared, name",
+    [
+        (vgg(8, 3, 224, 64), "forward", False, "direct"),  # three channels: nothing to win by transforms
+        (vgg(8, 64, 224, 64), "forward", False, "winograd"),
+        (vgg(8, 512, 28, 512), "grad_weight", False, "winograd"),
+        (vgg(1, 512, 14, 512), "forward", False, "winograd2"),  # few tiles: half as many filters to transform
+        (vgg(128, 512, 2, 512), "forward", False, "winograd2"),  # a tile of 4 × 4 would be three quarters empty
+        (ConvSpec(8, 3, 224, 224, 96, 11, 11, (4, 4), (2, 2)), "forward", False, "direct"),  # AlexNet
+    ],
+)
+def test_the_plan_knows_its_trade(spec, direction, prepared, name, monkeypatch):
+    monkeypatch.setattr(conv2d.planning, "measurements", lambda threads: {})
+    assert conv2d.plan(spec, direction, prepared=prepared).name == name
+
+
+def test_the_plan_believes_what_was_measured(monkeypatch, tmp_path):
+    spec = vgg(8, 64, 224, 64)
+    table = {conv2d.planning.machine(threads()): {conv2d.planning.key(spec, "forward"): {"naive": 0.0}}}
+    (tmp_path / "table.json").write_text(json.dumps(table))
+    monkeypatch.setenv("MINIVGG_TUNING", str(tmp_path / "table.json"))
+    conv2d.planning.measurements.cache_clear()
+    try:
+        assert conv2d.plan(spec).name == "naive"
+        assert conv2d.plan(spec, "grad_weight").name == "winograd"
+    finally:
+        conv2d.planning.measurements.cache_clear()
 
 
 def test_rows_are_named_by_their_keys():

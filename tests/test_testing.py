@@ -14,7 +14,7 @@ import minivgg.layers
 import minivgg.ops
 from minivgg.backends import workspace
 from minivgg.layers import Layer
-from minivgg.ops.conv2d import ALGORITHMS
+from minivgg.ops.conv2d import ALGORITHMS, ConvSpec
 from minivgg.ops.relu import relu_backward, relu_forward
 from minivgg.ops.windows import check_gradient
 from minivgg.testing import CASES, GEOMETRIES, LAYERS, Case, Op, check_conv, check_op, devices, oracles
@@ -28,7 +28,9 @@ from minivgg.testing.convolutions import CONV_RULES
 def test_every_algorithm_conforms_on_every_geometry(algorithm):
     report = check_conv(algorithm)
     assert len(report.results) == len(CONV_RULES)
-    assert report["memory order does not matter"].trials == 2 * len(GEOMETRIES)
+    specs = [ConvSpec.of(x, w, stride, padding) for x, w, stride, padding in GEOMETRIES.values()]
+    supported = [spec for spec in specs if ALGORITHMS[algorithm].supports(spec, "cpu") is None]
+    assert report["memory order does not matter"].trials == 2 * len(supported) > 0
 
 
 def test_conv2d_conforms_on_every_geometry():

@@ -161,6 +161,13 @@ class _Pointer:
         store = self.code.builder.store(vector.ir, address, align=64)
         store.set_metadata("nontemporal", self.code.builder.module.add_metadata([_I32(1)]))
 
+    def store_or_stream(self, at, vector, streamed):
+        """`stream` if the integer `streamed` is 1, `store` if it is 0."""
+        for _ in self.code.when(streamed, 1):
+            self.stream(at, vector)
+        for _ in self.code.when(streamed, 0):
+            self.store(at, vector)
+
     def zero(self):
         """Sixteen zeros, of this array's dtype."""
         return _Vector(self.code, ir.Constant(self.vector, [0.0] * LANES))
@@ -264,6 +271,9 @@ class _PlainPointer:
         self.elements[at : at + LANES] = vector
 
     stream = store
+
+    def store_or_stream(self, at, vector, streamed):
+        self.store(at, vector)
 
     def zero(self):
         return np.zeros(LANES, self.elements.dtype).view(_PlainVector)

@@ -18,7 +18,7 @@ from typing import NamedTuple
 import numpy as np
 
 from minivgg.backends.array import on_gpu, to_cpu, to_gpu
-from minivgg.layers import Dropout, Layer, ReLU
+from minivgg.layers import Dropout, Layer, ReLU, Sequential
 from minivgg.ops.maxpool import MaxPoolCache
 from minivgg.ops.relu import relu_forward
 from minivgg.ops.softmax_cross_entropy import softmax_cross_entropy_backward, softmax_cross_entropy_forward
@@ -143,6 +143,11 @@ class LayerTarget(Target):
         self.name = type(layer).__name__ + (" and its loss" if labels is not None else "")
         self._labels, self._train, self._gpu = labels, train, on_gpu(x)
         self._layer = copy.deepcopy(layer).astype(np.float64)
+        for _, inner in self._layer.walk():
+            if isinstance(inner, Sequential):
+                inner.fused = (
+                    False  # one by one, so that each ReLU shows its mask; that fusing changes nothing is a test
+                )
         self._leaves = [leaf for _, leaf in self._layer.walk() if not leaf.children()]
         self._params = self._layer.named_params()
         self.is_network = len(self._leaves) > 1

@@ -1,5 +1,6 @@
 """What every layer is: `Param`, a learnt array with its gradient, and `Layer`, the contract."""
 
+import copy
 from collections.abc import Iterator
 
 import numpy as np
@@ -32,9 +33,12 @@ class Layer:
     buffers: tuple[str, ...] = ()  # names of attributes that are saved with the parameters but not learnt
     _cache = None
 
-    def forward(self, x, train=False, *, keep=None):
-        """y for the input x. What backward needs is kept if `keep`, which unless given is `train`."""
-        y, cache = self._forward(x, train)
+    def forward(self, x, train=False, *, keep=None, **fused):
+        """y for the input x. What backward needs is kept if `keep`, which unless given is `train`.
+
+        `fused` are options under which some layers do a neighbouring ReLU's work: see `layers.fusion`.
+        """
+        y, cache = self._forward(x, train, **fused)
         self._cache = (cache,) if (train if keep is None else keep) else None
         return y
 
@@ -55,6 +59,12 @@ class Layer:
             )
         (cache,), self._cache = self._cache, None
         return self._backward(dy, cache, need_dx)
+
+    def freeze(self) -> "Layer":
+        """A copy for inference alone, faster where that helps: it shares the parameters, which must not change then."""
+        twin = copy.copy(self)
+        twin._cache = None
+        return twin
 
     def output_shape(self, shape: tuple) -> tuple:
         """The shape of y for an x of `shape`."""

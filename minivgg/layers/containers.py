@@ -5,6 +5,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from minivgg.backends.array import nchw, nhwc, xp_of
+from minivgg.layers import fusion
 from minivgg.layers.base import Layer
 
 
@@ -48,17 +49,36 @@ class _Container(Layer):
 
 
 class Sequential(_Container):
-    """Layers one after another, as in PyTorch: `Sequential(a, b, …)` or `Sequential({"features": a, …})`."""
+    """Layers one after another, as in PyTorch: `Sequential(a, b, …)` or `Sequential({"features": a, …})`.
+
+    While `fused` is True, a ReLU's work is done by its neighbours where they can: see `layers.fusion`.
+    """
+
+    fused = True
+    _ran: list | None = None  # the layers that the last forward ran
+
+    def steps(self) -> list[tuple[Layer, dict]]:
+        """The layers that a forward runs, each with the options that make it do a neighbour's work."""
+        return fusion.steps(list(self)) if self.fused else [(layer, {}) for layer in self]
 
     def forward(self, x, train=False, *, keep=None):
-        for layer in self:
-            x = layer.forward(x, train, keep=keep)
+        steps = self.steps()
+        for layer, options in steps:
+            x = layer.forward(x, train, keep=keep, **options)
+        self._ran = [layer for layer, _ in steps]
         return x
 
     def backward(self, dy, *, need_dx=True):
-        for i, layer in reversed(list(enumerate(self))):
+        for i, layer in reversed(list(enumerate(self._ran or self))):
             dy = layer.backward(dy, need_dx=need_dx or i > 0)
         return dy
+
+    def freeze(self):
+        """A copy for inference alone: dropout gone, batch norms folded into convolutions, filters transformed once.
+
+        It shares all parameters that are not folded, which must not change any more; training it is an error.
+        """
+        return Sequential(fusion.frozen(self.children()))
 
     def output_shape(self, shape):
         for layer in self:
@@ -82,6 +102,10 @@ class Concat(_Container):
 
     def output_shape(self, shape):
         return self.output_shape_of([branch.output_shape(shape) for branch in self])
+
+    def freeze(self):
+        """A copy for inference alone, of frozen branches."""
+        return Concat({name: branch.freeze() for name, branch in self.children().items()})
 
     def output_shape_of(self, shapes: list[tuple]) -> tuple:
         """The joined shape. Raises ValueError where the branches differ in more than their channels."""

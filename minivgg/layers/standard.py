@@ -52,18 +52,36 @@ class Conv2d(Layer):
         self.padding, self.algorithm = pair(padding, "padding"), algorithm
         self.weight = Param(nchw(np.zeros((out_channels, *self.kernel_size, in_channels), dtype)))  # channels last
         self.bias = Param(np.zeros(out_channels, dtype)) if bias else None
+        self._prepared = None  # once frozen, the filters as the algorithms want them
 
-    def _forward(self, x, train):
+    def _forward(self, x, train, relu=False, after_relu=False):
+        if train and self._prepared is not None:
+            raise RuntimeError(
+                "this convolution is frozen: train the network that it was frozen from, and freeze again"
+            )
         b = self.bias.data if self.bias else None
         options = {"stride": self.stride, "padding": self.padding, "algorithm": self.algorithm}
-        return conv2d_forward(x, self.weight.data, b, **options)
+        y, cache = conv2d_forward(x, self.weight.data, b, relu=relu, prepared=self._prepared, **options)
+        return y, (cache, after_relu)
 
     def _backward(self, dy, cache, need_dx):
-        dx, dw, db = conv2d_backward(dy, cache, need_dx=need_dx)
+        cache, after_relu = cache
+        dx, dw, db = conv2d_backward(dy, cache, need_dx=need_dx, after_relu=after_relu)
         self.weight.accumulate(dw)
         if self.bias:
             self.bias.accumulate(db)
         return dx
+
+    def freeze(self):
+        twin = super().freeze()
+        twin._prepared = {}
+        return twin
+
+    def fold(self, scale, shift) -> None:
+        """Become this convolution and then scale·y + shift, for scale and shift (O,): what a frozen batch norm is."""
+        bias = self.bias.data if self.bias else 0
+        self.weight = Param(self.weight.data * scale[:, None, None, None])
+        self.bias = Param(bias * scale + shift)
 
     def spec(self, shape: tuple) -> ConvSpec:
         """The geometry for an input of `shape` (N, C, H, W)."""
@@ -130,6 +148,11 @@ class BatchNorm2d(Layer):
         self.bias.accumulate(dbias)
         return dx
 
+    def scale_and_shift(self) -> tuple[np.ndarray, np.ndarray]:
+        """What it is at test time, with its running averages: y = scale·x + shift, both (C,)."""
+        scale = self.weight.data / np.sqrt(self.running_var + self.eps)
+        return scale, self.bias.data - self.running_mean * scale
+
     def __repr__(self):
         return f"BatchNorm2d({len(self.weight.data)})"
 
@@ -150,8 +173,8 @@ class _Pool(Layer):
 class MaxPool2d(_Pool):
     """The largest value of each window; see `ops.maxpool`."""
 
-    def _forward(self, x, train):
-        return maxpool2d_forward(x, self.kernel_size, self.stride, self.padding)
+    def _forward(self, x, train, relu=False):
+        return maxpool2d_forward(x, self.kernel_size, self.stride, self.padding, relu=relu)
 
     def _backward(self, dy, cache, need_dx):
         return maxpool2d_backward(dy, cache)
@@ -189,11 +212,12 @@ class AdaptiveAvgPool2d(Layer):
 class ReLU(Layer):
     """max(x, 0)."""
 
-    def _forward(self, x, train):
-        return relu_forward(x)
+    def _forward(self, x, train, done=False, undone=False):
+        y, cache = (x, x) if done else relu_forward(x)
+        return y, None if undone else cache
 
     def _backward(self, dy, cache, need_dx):
-        return relu_backward(dy, cache)
+        return dy if cache is None else relu_backward(dy, cache)
 
 
 class Sigmoid(Layer):

@@ -114,6 +114,10 @@ IMAGES, FILTERS, BIASES = (3, 2, 4, 4), (2, 2, 3, 3), (2,)
 
 CONV2D = op("conv2d", IMAGES, FILTERS, BIASES, padding=1)
 NAIVE = op("conv2d", IMAGES, FILTERS, BIASES, padding=1, algorithm="naive")
+FAST = {
+    name: op("conv2d", (3, 2, 6, 5), FILTERS, BIASES, padding=1, algorithm=name)
+    for name in ("direct", "implicit_gemm", "winograd2", "winograd")
+}
 STRIDED = op("conv2d", (2, 2, 6, 5), FILTERS, BIASES, stride=2, padding=1)
 WITH_GAPS = op("conv2d", (2, 2, 5, 5), (2, 2, 2, 2), stride=3)
 POINTWISE = op("conv2d", X, (3, 3, 1, 1))
@@ -159,6 +163,7 @@ NETWORK = layer("network and loss", _small_network, (3, 1, 4, 4), labels=np.arra
 RIGHT: dict[str, Case] = {
     "conv2d": CONV2D,
     "conv2d, naive": NAIVE,
+    **{f"conv2d, {name}": case for name, case in FAST.items()},
     "conv2d, stride 2": STRIDED,
     "conv2d, stride 3": WITH_GAPS,
     "conv2d, 1×1 filters": POINTWISE,

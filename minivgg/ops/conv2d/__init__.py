@@ -12,10 +12,13 @@ from typing import NamedTuple
 import numpy as np
 
 from minivgg.backends.array import on_gpu
+from minivgg.backends.jit import threads
 from minivgg.errors import BadInput
 from minivgg.ops.channels import add_per_channel, sum_per_channel
-from minivgg.ops.conv2d import direct, im2col, implicit_gemm, naive, winograd
+from minivgg.ops.conv2d import direct, im2col, implicit_gemm, naive, planning, winograd
+from minivgg.ops.conv2d.planning import ESTIMATES
 from minivgg.ops.conv2d.spec import Algorithm, ConvSpec
+from minivgg.ops.relu import relu_backward, relu_forward
 from minivgg.ops.windows import check_gradient, check_parameters
 
 __all__ = [
@@ -42,18 +45,31 @@ class Conv2dCache(NamedTuple):
     w: np.ndarray
     has_bias: bool
     spec: ConvSpec
-    algorithm: Algorithm
+    algorithm: str
 
 
-def plan(spec: ConvSpec, device: str = "cpu") -> Algorithm:
-    """What `algorithm="auto"` means for this geometry: im2col, as long as the only other rung is the seven loops."""
-    return _supported("im2col", spec, device)
+def plan(spec: ConvSpec, direction="forward", *, device="cpu", dtype=np.float32, prepared=False) -> Algorithm:
+    """What `algorithm="auto"` means for a pass ("forward", "grad_input" or "grad_weight") of this geometry.
+
+    The algorithm with the lowest time by `planning.estimate` for as many threads as there are. float64 is for checking
+    gradients: there it is im2col, exact and by BLAS. `prepared` says that the filters have been prepared before.
+    """
+    if device == "gpu" or np.dtype(dtype) != np.float32:
+        return _supported("im2col", spec, device)
+    return ALGORITHMS[min(_times(spec, direction, device, prepared).items(), key=lambda item: item[1])[0]]
 
 
-def explain(spec: ConvSpec, device: str = "cpu") -> str:
-    """Why `plan` chooses what it chooses, in one line."""
-    chosen = plan(spec, device)
-    return f"{chosen.name}: {chosen.reason}"
+def _times(spec: ConvSpec, direction: str, device: str, prepared: bool) -> dict[str, float]:
+    rows = [row for row in ALGORITHMS.values() if row.supports(spec, device) is None]
+    return {row.name: planning.estimate(row.name, spec, direction, threads(), prepared) for row in rows}
+
+
+def explain(spec: ConvSpec, direction="forward", *, device="cpu", dtype=np.float32, prepared=False) -> str:
+    """What `plan` chooses and why, and what it expects of the others."""
+    chosen = plan(spec, direction, device=device, dtype=dtype, prepared=prepared)
+    times = sorted((t, name) for name, t in _times(spec, direction, device, prepared).items() if t < float("inf"))
+    expected = ", ".join(f"{name} {t * 1e3:.3g} ms" for t, name in times)
+    return f"{chosen.name}: {chosen.reason}" + (f" (expected: {expected})" if chosen.name in ESTIMATES else "")
 
 
 def check_algorithm(name: str) -> None:
@@ -70,35 +86,60 @@ def _supported(name: str, spec: ConvSpec, device: str) -> Algorithm:
     return ALGORITHMS[name]
 
 
-def conv2d_forward(x, w, b=None, *, stride=1, padding=0, algorithm="auto"):
+def _chosen(name: str, spec: ConvSpec, direction: str, x, prepared=False) -> Algorithm:
+    device = "gpu" if on_gpu(x) else "cpu"
+    if name == "auto":
+        return plan(spec, direction, device=device, dtype=x.dtype, prepared=prepared)
+    return _supported(name, spec, device)
+
+
+def conv2d_forward(x, w, b=None, *, stride=1, padding=0, algorithm="auto", relu=False, prepared=None):
     """Convolve images with filters (a cross-correlation, zero-padded).
 
     x (N, C, H, W), w (O, C, KH, KW), b (O,) or None → y (N, O, OH, OW) and the cache for `conv2d_backward`, with
     OH = (H + 2·padding − KH) // stride + 1. One dtype throughout, float32 or float64. `stride` and `padding` are
     integers or (height, width) pairs; `algorithm` is a key of `ALGORITHMS`, or "auto" (see `plan`).
 
-    Cost: 2·N·O·OH·OW·C·KH·KW FLOP. Raises ValueError where shapes, dtypes or geometry do not go together, or where
-    the algorithm does not support them: never a silent fallback.
+    With `relu`, y = max(y, 0): done while the results are in registers, where the algorithm can. Its gradient is up to
+    the caller. `prepared` is a dict, empty at first, in which filters that will not change any more are kept in the
+    form that an algorithm wants.
+
+    Cost: 2·N·O·OH·OW·C·KH·KW FLOP, or fewer by Winograd. Raises ValueError where shapes, dtypes or geometry do not go
+    together, or where the algorithm does not support them: never a silent fallback.
     """
     spec = ConvSpec.of(x.shape, w.shape, stride, padding)
     check_parameters("conv2d", x, w, b, spec.O)
-    device = "gpu" if on_gpu(x) else "cpu"
-    chosen = plan(spec, device) if algorithm == "auto" else _supported(algorithm, spec, device)
-    y = chosen.forward(x, w, spec)
-    if b is not None:
-        y = add_per_channel(y, b)
-    return y, Conv2dCache(x, w, b is not None, spec, chosen)
+    chosen = _chosen(algorithm, spec, "forward", x, prepared is not None)
+    cache = Conv2dCache(x, w, b is not None, spec, algorithm)
+    if not chosen.fuses:
+        y = chosen.forward(x, w, spec)
+        y = y if b is None else add_per_channel(y, b)
+        return relu_forward(y)[0] if relu else y, cache
+    options = {}
+    if prepared is not None and chosen.prepare:
+        if chosen.name not in prepared:
+            prepared[chosen.name] = chosen.prepare(w).copy()  # it may lie in memory that is used again
+        options["prepared"] = prepared[chosen.name]
+    return chosen.forward(x, w, spec, bias=b, relu=relu, **options), cache
 
 
-def conv2d_backward(dy, cache: Conv2dCache, *, need_dx=True):
+def conv2d_backward(dy, cache: Conv2dCache, *, need_dx=True, after_relu=False):
     """The gradients (dx, dw, db) for the upstream gradient dy (N, O, OH, OW), in the shapes of x, w and b.
 
     dx is None unless `need_dx` (a network's first layer has nobody to give it to); db is None where there was no
-    bias. Cost: that of a forward for each of dx and dw.
+    bias. If `after_relu`, x came out of a ReLU, and dx is the gradient of what went into that: 0 where x ≤ 0. Cost:
+    that of a forward for each of dx and dw.
     """
     x, w, has_bias, spec, algorithm = cache
     check_gradient("conv2d_backward", dy, spec.y_shape, x.dtype)
-    dx = algorithm.grad_input(dy, w, spec) if need_dx else None
-    dw = algorithm.grad_weight(dy, x, spec)
+    dx = None
+    if need_dx:
+        chosen = _chosen(algorithm, spec, "grad_input", x)
+        if chosen.fuses:
+            dx = chosen.grad_input(dy, w, spec, mask=x if after_relu else None)
+        else:
+            dx = chosen.grad_input(dy, w, spec)
+            dx = relu_backward(dx, x) if after_relu else dx
+    dw = _chosen(algorithm, spec, "grad_weight", x).grad_weight(dy, x, spec)
     db = sum_per_channel(dy) if has_bias else None
     return dx, dw, db

@@ -26,7 +26,7 @@ from minivgg.backends.array import nchw, nhwc
 from minivgg.backends.jit import kernel, njit, prange, threads
 from minivgg.backends.microkernel import COLUMNS, ROWS, even_rows, product
 from minivgg.backends.simd import LANES, traced
-from minivgg.ops.conv2d.packing import into_panels, transposed
+from minivgg.ops.conv2d.packing import into_panels, transposed, turned_into_panels
 from minivgg.ops.conv2d.spec import Algorithm, ConvSpec
 
 _L2 = 1 << 20  # bytes: what a band and its outputs should fit in
@@ -169,11 +169,6 @@ def _band_rows(OH: int, row_bytes: int, stride: int, tasks: int) -> int:
     return max(1, min(fit, -(-OH // tasks)))
 
 
-def turned(w):
-    """w (O, C, KH, KW) → the filters of grad_input (C, O, KH, KW), turned by 180°."""
-    return w[:, :, ::-1, ::-1].transpose(1, 0, 2, 3)
-
-
 def widened(dy):
     """dy (N, OH, OW, O) with zeros up to a multiple of 32 outputs; itself if it is one."""
     O = dy.shape[3]
@@ -200,6 +195,15 @@ def pack(w):
     O, KH, KW, C = w.shape
     panels = workspace.buffer("direct filters", (-(-O // COLUMNS), KH * KW * C, COLUMNS), w.dtype)
     into_panels(w.reshape(O, -1), panels)
+    return panels
+
+
+def pack_turned(w):
+    """w (O, C, KH, KW) → the panels of grad_input's filters (blocks of 32 inputs, KH·KW·O, 32), turned by 180°."""
+    w = nhwc(w)
+    O, KH, KW, C = w.shape
+    panels = workspace.buffer("direct filters", (-(-C // COLUMNS), KH * KW * O, COLUMNS), w.dtype)
+    turned_into_panels(w, panels)
     return panels
 
 
@@ -230,7 +234,7 @@ def grad_input(dy, w, spec: ConvSpec, mask=None):
     dx = workspace.empty((spec.N, spec.H, spec.W, spec.C), dy.dtype)
     offset = (spec.KH - 1 - spec.padding[0], spec.KW - 1 - spec.padding[1])
     mask = mask if mask is None else nhwc(mask)
-    _run(nhwc(dy), pack(turned(w)), dx, (spec.KH, spec.KW), (1, 1), offset, spec.stride, mask=mask)
+    _run(nhwc(dy), pack_turned(w), dx, (spec.KH, spec.KW), (1, 1), offset, spec.stride, mask=mask)
     return nchw(dx)
 
 

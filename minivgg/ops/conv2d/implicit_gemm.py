@@ -8,9 +8,9 @@ cache, and they are multiplied at once:
     grad_weight  dw (K, O)      += panelᵀ (K, pixels) · dy (pixels, O)
     grad_input   dx              = forward of dy, with filters turned by 180° and a stride of zeros between its pixels
 
-The pixels of a panel may be any, of several rows or images: so this is the way for maps of few pixels, whose rows are too
-short to keep the micro-kernel busy, and it takes any geometry. The gathering costs a copy of K numbers a pixel, against
-2·K·O operations.
+The pixels of a panel may be any, of several rows or images: so this is the way for maps of few pixels, whose rows are
+too short to keep the micro-kernel busy, and it takes any geometry. The gathering is a copy of K numbers a pixel,
+against 2·K·O operations.
 
 Cost: 2·N·OH·OW·O·C·KH·KW FLOP a pass; for grad_input, stride² times as many.
 Source: Chetlur et al., cuDNN: Efficient Primitives for Deep Learning (2014), §3.
@@ -22,7 +22,7 @@ from minivgg.backends import workspace
 from minivgg.backends.array import nchw, nhwc
 from minivgg.backends.jit import kernel, njit, prange, threads
 from minivgg.backends.microkernel import COLUMNS, ROWS, product
-from minivgg.ops.conv2d.direct import finish, pack, turned, unpack_gradient, widened
+from minivgg.ops.conv2d.direct import finish, pack, pack_turned, unpack_gradient, widened
 from minivgg.ops.conv2d.spec import Algorithm, ConvSpec
 
 _PIXELS = 2 * ROWS  # of a panel
@@ -74,7 +74,8 @@ def _convolve(x, filters, y, bias, floor, mask, masked, window, stride, offset, 
                     count, panel, 0, (0, K, 1), filters, block * K * COLUMNS, (0, COLUMNS), sums, 0, COLUMNS, (1, K), 0
                 )
                 part_of_mask = mask_rows[first : first + count]
-                finish(count, sums, block * COLUMNS, bias, floor, part_of_mask, masked, rows[first : first + count])
+                result = rows[first : first + count]
+                finish(count, sums, block * COLUMNS, bias, floor, part_of_mask, masked, result)
 
 
 @kernel
@@ -125,7 +126,7 @@ def grad_input(dy, w, spec: ConvSpec, mask=None):
     dx = workspace.empty((spec.N, spec.H, spec.W, spec.C), dy.dtype)
     offset = (spec.KH - 1 - spec.padding[0], spec.KW - 1 - spec.padding[1])
     mask = mask if mask is None else nhwc(mask)
-    _run(nhwc(dy), pack(turned(w)), dx, (spec.KH, spec.KW), (1, 1), offset, spec.stride, mask=mask)
+    _run(nhwc(dy), pack_turned(w), dx, (spec.KH, spec.KW), (1, 1), offset, spec.stride, mask=mask)
     return nchw(dx)
 
 

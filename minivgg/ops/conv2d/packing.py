@@ -32,6 +32,26 @@ def transposed(x, y):
 
 
 @kernel
+def turned_into_panels(w, panels):
+    """w (O, KH, KW, C) → panels (blocks of 32 inputs, KH·KW·O, 32) of the filters turned by 180°, for grad_input.
+
+    Inputs lie side by side in w already: so this is a copy in another order, with zeros in place of missing ones.
+    """
+    O, KH, KW, C = w.shape
+    for block in prange(len(panels)):
+        c = np.intp(block) * COLUMNS
+        inputs = min(COLUMNS, C - c)
+        for kh in range(KH):
+            for kw in range(KW):
+                for o in range(O):
+                    to, run = panels[block, (kh * KW + kw) * O + o], w[o, KH - 1 - kh, KW - 1 - kw, c : c + inputs]
+                    for i in range(inputs):
+                        to[i] = run[i]
+                    for i in range(inputs, COLUMNS):
+                        to[i] = 0
+
+
+@kernel
 def into_panels(w, panels):
     """w (O, K) → panels (blocks, K, 32): 32 outputs side by side, zeros in place of those that are missing."""
     O, K = w.shape

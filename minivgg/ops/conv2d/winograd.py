@@ -6,7 +6,8 @@ The idea, in one dimension (`toom_cook` derives it): m outputs of a filter g of 
 
 with n multiplications in place of 3·m. In two dimensions the transforms are applied to columns and then rows, and
 F(4×4, 3×3) takes 36 multiplications where the definition takes 144. With C channels and O outputs, each of the
-36 places of the transformed tile becomes a matrix product of its own, (tiles, C) · (C, O), and there the time is spent. `in_numpy` below is all of it, in fifteen lines.
+36 places of the transformed tile becomes a matrix product of its own, (tiles, C) · (C, O), and there the time is
+spent. `in_numpy` below is all of it, in fifteen lines.
 
 grad_input is the same convolution, of dy with the filters turned by 180° and (O, C) swapped. grad_weight is a
 correlation with 3×3 outputs, whose filters are the tiles of dy: F(3×3, 4×4), on the same points.
@@ -31,6 +32,7 @@ from minivgg.ops.conv2d import winograd_kernels as kernels
 from minivgg.ops.conv2d.spec import Algorithm, ConvSpec
 from minivgg.ops.conv2d.toom_cook import growth, matrices, sandwich
 
+_LAST_CACHE = 16 << 20  # bytes: what the next layer will still find in a cache
 _CHUNK = 8 << 20  # bytes of transformed tiles that the third-level cache holds without effort
 
 
@@ -95,6 +97,11 @@ def _tiling(tiles: int, blocks: int, workers: int) -> tuple[int, int]:
     return _up(-(-tiles // groups), 2), -(-blocks // parts)
 
 
+def _streams(y) -> int:
+    """1 if y (…, O) should be written past the caches: it is too large for them, and its vectors are aligned."""
+    return int(y.nbytes > _LAST_CACHE and y.shape[-1] % LANES == 0 and y.ctypes.data % 64 == 0)
+
+
 def _convolve(x, U, y, m, offset, bias=None, relu=False, mask=None):
     N, OH, OW, O = y.shape
     C, blocks, workers = x.shape[3], U.shape[1], threads()
@@ -109,7 +116,9 @@ def _convolve(x, U, y, m, offset, bias=None, relu=False, mask=None):
         wide_bias[:O] = bias
     floor = np.array([0 if relu else -np.inf], x.dtype)
     masked = mask is not None
-    kernels.convolve(x, U, y, wide_bias, floor, mask if masked else y, masked, grid, offset, V, M, patches, at_once)
+    kernels.convolve(
+        x, U, y, wide_bias, floor, mask if masked else y, masked, _streams(y), grid, offset, V, M, patches, at_once
+    )
 
 
 def _tiles_at_once(tiles: int, tile_bytes: int, gradient_bytes: int) -> int:

@@ -1,7 +1,8 @@
 """The kernels behind `winograd`: transforms of tiles and filters, and the products between them.
 
 Names: a *tile* is the (m + 2) × (m + 2) pixels of x that m × m outputs look at, or what belongs to it on the other
-side. A *plane* is one of the P = (m + 2)² places in a transformed tile: each plane is a matrix product of its own. Memory:
+side. A *plane* is one of the P = (m + 2)² places in a transformed tile: each plane is a matrix product of its own.
+Memory:
 
     V (P, tiles, C)              transformed input          M (P, tiles, O)     products, not yet transformed back
     U (P, blocks, C, 32)         transformed filters, in blocks of 32 outputs
@@ -53,7 +54,7 @@ def _transform_to_output(matrix, masked):
     """As `_transform`, and then in the same registers max(y + bias, floor); or, if `masked`, y where mask > 0."""
     n = len(matrix[0])
 
-    def transform(code, x, x_at, x_strides, y, y_at, y_strides, vectors, bias, bias_at, floor, mask):
+    def transform(code, x, x_at, x_strides, y, y_at, y_strides, vectors, bias, bias_at, floor, mask, streamed):
         least = floor.broadcast(0)
         for v in code.loop(vectors):
             at = x_at + v * LANES
@@ -62,7 +63,8 @@ def _transform_to_output(matrix, masked):
             for i, row in enumerate(sandwich(matrix, tile)):
                 for j, vector in enumerate(row):
                     to = y_at + y_strides[0] * i + y_strides[1] * j + v * LANES
-                    y.store(to, vector.where_positive(mask.load(to)) if masked else (vector + b).at_least(least))
+                    result = vector.where_positive(mask.load(to)) if masked else (vector + b).at_least(least)
+                    y.store_or_stream(to, result, streamed)
 
     return traced(transform)
 
@@ -126,7 +128,7 @@ def _load_tiles(x, upstream, grid, first, count, offset, V, v_at, tiles, stride,
 
 
 @njit(cache=True)
-def _store_tiles(M, m_at, tiles, stride, grid, first, count, y, o, outputs, bias, floor, mask, masked, patch):
+def _store_tiles(M, m_at, tiles, stride, grid, first, count, y, o, outputs, bias, floor, mask, masked, streamed, patch):
     """The tiles' way back: from M (P, tiles, stride) to the outputs o … o + outputs of y (N, OH, OW, O)."""
     _, OH, OW, O = y.shape
     m = grid.m
@@ -140,18 +142,18 @@ def _store_tiles(M, m_at, tiles, stride, grid, first, count, y, o, outputs, bias
         if not whole:
             strides = (m * vectors * LANES, vectors * LANES)
         if masked and whole and m == 4:
-            _masked4(M, at, planes, y, to, strides, vectors, bias, o, floor, mask)
+            _masked4(M, at, planes, y, to, strides, vectors, bias, o, floor, mask, streamed)
         elif masked and whole:
-            _masked2(M, at, planes, y, to, strides, vectors, bias, o, floor, mask)
+            _masked2(M, at, planes, y, to, strides, vectors, bias, o, floor, mask, streamed)
         elif whole and m == 4:
-            _output4(M, at, planes, y, to, strides, vectors, bias, o, floor, mask)
+            _output4(M, at, planes, y, to, strides, vectors, bias, o, floor, mask, streamed)
         elif whole:
-            _output2(M, at, planes, y, to, strides, vectors, bias, o, floor, mask)
+            _output2(M, at, planes, y, to, strides, vectors, bias, o, floor, mask, streamed)
         else:
             if m == 4:
-                _output4(M, at, planes, patch, 0, strides, vectors, bias, o, floor, mask)
+                _output4(M, at, planes, patch, 0, strides, vectors, bias, o, floor, mask, 0)
             else:
-                _output2(M, at, planes, patch, 0, strides, vectors, bias, o, floor, mask)
+                _output2(M, at, planes, patch, 0, strides, vectors, bias, o, floor, mask, 0)
             _empty_patch(patch, m, strides, y, n, h, w, o, outputs, mask, masked)
 
 
@@ -170,7 +172,7 @@ def _empty_patch(patch, m, strides, y, n, top, left, o, outputs, mask, masked):
 
 
 @kernel
-def convolve(x, U, y, bias, floor, mask, masked, grid, offset, V, M, patches, blocks_at_once):
+def convolve(x, U, y, bias, floor, mask, masked, streamed, grid, offset, V, M, patches, blocks_at_once):
     """y (N, OH, OW, O) = the convolution of x (N, H, W, C) by its transformed filters U.
 
     A task is some tiles for some blocks of outputs: transform, P products, transform back, all in the same thread and,
@@ -201,7 +203,9 @@ def convolve(x, U, y, bias, floor, mask, masked, grid, offset, V, M, patches, bl
                         M, m_at + p * T * m_stride + (b - block) * COLUMNS, m_stride, (1, C), 0,
                     )  # fmt: skip
             o, outputs = block * COLUMNS, min(O, last * COLUMNS) - block * COLUMNS
-            _store_tiles(M, m_at, T, m_stride, grid, first, count, y, o, outputs, bias, floor, mask, masked, patch)
+            _store_tiles(
+                M, m_at, T, m_stride, grid, first, count, y, o, outputs, bias, floor, mask, masked, streamed, patch
+            )
 
 
 @kernel
