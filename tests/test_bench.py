@@ -17,6 +17,7 @@ from minivgg.cli.main import main
 from minivgg.errors import BadInput
 from minivgg.insight.ledger import ledger
 from minivgg.models import build
+from minivgg.ops.conv2d import ALGORITHMS, plan, planning
 
 MACHINE = {"CPU": "2 cores", "Python": "3.11.7 (Linux)", "NumPy": "2", "Numba": "0.68", "PyTorch": "2.13"}
 
@@ -323,3 +324,39 @@ def test_pytorch_computes_the_same(channels_last, monkeypatch):
         rival = partial(pytorch.convolution, channels_last=channels_last)
         value = conv.prepare(rival, spec, direction)()
         assert record.error(value, conv.reference(spec, direction)) < 1e-6
+
+
+# ---- Tuning ----
+
+
+def test_tuning_is_believed_and_kept(monkeypatch, tmp_path, capsys):
+    monkeypatch.setenv("MINIVGG_TUNING", str(tmp_path / "folder" / "table.json"))
+    planning.measurements.cache_clear()
+    try:
+        assert main(["bench", "conv", "--tune", "--quick", "--quiet"]) == 0
+        printed = capsys.readouterr().out
+        assert "plan was" in printed and str(tmp_path) in printed
+        (table,) = json.loads((tmp_path / "folder" / "table.json").read_text()).values()
+        specs = conv.layers(1, 32)
+        assert len(table) == len(conv.QUICK) * 3
+        for name in conv.QUICK:
+            for direction in conv.DIRECTIONS:
+                times = table[planning.key(specs[name], direction)]
+                assert set(times) == {n for n in ALGORITHMS if n != "naive"}
+                assert plan(specs[name], direction).name == min(times, key=times.get)
+        before = (tmp_path / "folder" / "table.json").read_text()
+        assert (
+            main(
+                ["bench", "conv", "--tune", "--quiet", "--batch-size", "1", "--input-size", "32", "--layers", "conv5_1"]
+            )
+            == 0
+        )
+        after = json.loads((tmp_path / "folder" / "table.json").read_text())
+        assert next(iter(json.loads(before).values())).items() <= next(iter(after.values())).items()  # nothing is lost
+    finally:
+        planning.measurements.cache_clear()
+
+
+def test_tuning_refuses_threads_that_are_not_there(capsys):
+    assert main(["bench", "conv", "--tune", "--threads", "1000"]) == 2
+    assert "--threads must be from 1 to" in capsys.readouterr().err

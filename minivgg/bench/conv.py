@@ -32,6 +32,19 @@ def layers(batch: int, size: int) -> dict[str, ConvSpec]:
     return specs
 
 
+def chosen_layers(batch: int, size: int, only: tuple[str, ...] | None) -> dict[str, ConvSpec]:
+    """`layers(batch, size)`, or those named in `only`. Raises BadInput for a size or a name that makes no sense."""
+    if batch < 1:
+        raise BadInput(f"the batch must have at least one image, got {batch}")
+    if size < 32:
+        raise BadInput(f"a VGG halves its input five times, so images have at least 32 pixels each way, got {size}")
+    specs = layers(batch, size)
+    for name in only or ():
+        if name not in specs:
+            raise BadInput(f'no layer "{name}" in VGG-16; there are {", ".join(specs)}')
+    return {name: spec for name, spec in specs.items() if only is None or name in only}
+
+
 def operands(spec: ConvSpec) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """x (N, C, H, W), w (O, C, KH, KW) and dy (N, O, OH, OW): float32, channels last, always the same numbers."""
     rng = np.random.default_rng(0)
@@ -42,7 +55,7 @@ def operands(spec: ConvSpec) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 def ours(x, w, dy, spec: ConvSpec, direction: str, *, algorithm: str) -> Callable[[], np.ndarray]:
     """One pass by an algorithm of `ALGORITHMS`, or by what "auto" chooses: "forward" → y, "grad_input" → dx,
     "grad_weight" → dw."""
-    chosen = plan(spec) if algorithm == "auto" else ALGORITHMS[algorithm]
+    chosen = plan(spec, direction) if algorithm == "auto" else ALGORITHMS[algorithm]
     a, b = {"forward": (x, w), "grad_input": (dy, w), "grad_weight": (dy, x)}[direction]
     return partial(getattr(chosen, direction), a, b, spec)
 
@@ -88,18 +101,10 @@ def run(
     more than `seconds`. Raises BadInput for settings that make no race.
     """
     check(samples, seconds, threads)
-    if batch < 1:
-        raise BadInput(f"the batch must have at least one image, got {batch}")
-    if size < 32:
-        raise BadInput(f"a VGG halves its input five times, so images have at least 32 pixels each way, got {size}")
-    specs = layers(batch, size)
-    for name in only or ():
-        if name not in specs:
-            raise BadInput(f'no layer "{name}" in VGG-16; there are {", ".join(specs)}')
+    specs = chosen_layers(batch, size, only)
     geometries: dict[ConvSpec, list[str]] = {}
     for name, spec in specs.items():
-        if only is None or name in only:
-            geometries.setdefault(spec, []).append(name)
+        geometries.setdefault(spec, []).append(name)
     tasks = contestants(algorithms)
     settings = {"threads": threads, "batch": batch, "size": size, "samples": samples, "seconds": seconds}
 

@@ -30,6 +30,9 @@ def add(commands) -> None:
         "--algorithms", nargs="+", metavar="NAME", help="of ours, or auto (None: auto and all but the slow naive)"
     )
     conv.add_argument("--layers", nargs="+", metavar="NAME", help="conv1_1 … conv5_3 (None: all)")
+    conv.add_argument(
+        "--tune", action="store_true", help="no race: measure our algorithms, and let auto choose by that from now on"
+    )
     conv.set_defaults(command=run_conv)
 
     vgg = races.add_parser(
@@ -65,12 +68,35 @@ def _add_common(race, seconds: float) -> None:
 def run_conv(arguments) -> int:
     from minivgg.bench import conv
 
+    if arguments.tune:
+        return _tune(arguments)
     chosen = {"algorithms": _tuple(arguments.algorithms)}
     if arguments.quick:
         chosen |= {"batch": 1, "size": 32, "only": conv.QUICK}
     else:
         chosen |= {"batch": arguments.batch_size, "size": arguments.input_size, "only": _tuple(arguments.layers)}
     return _race(conv.run, arguments, chosen)
+
+
+def _tune(arguments) -> int:
+    """Measure, and keep it for `plan`."""
+    import numba
+
+    from minivgg.bench import conv
+    from minivgg.bench.tuning import tune, tuned_table
+    from minivgg.errors import BadInput
+    from minivgg.ops.conv2d.planning import table_path
+
+    if arguments.threads is not None:
+        most = numba.config.NUMBA_NUM_THREADS
+        if not 1 <= arguments.threads <= most:
+            raise BadInput(f"--threads must be from 1 to {most}, got {arguments.threads}")
+        numba.set_num_threads(arguments.threads)
+    batch, size = (1, 32) if arguments.quick else (arguments.batch_size, arguments.input_size)
+    specs = conv.chosen_layers(batch, size, conv.QUICK if arguments.quick else _tuple(arguments.layers))
+    print(tuned_table(tune(specs.values(), progress=not arguments.quiet)))
+    print(f"\nmilliseconds, the shortest of several runs; kept in {table_path()}")
+    return 0
 
 
 def run_vgg(arguments) -> int:

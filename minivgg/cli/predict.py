@@ -35,7 +35,8 @@ def run(arguments) -> None:
         raise BadInput(f"--top must be at least 1, got {arguments.top}")
     model, preprocessing, classes = load_model(arguments.run or _newest_run())
     images = [read_image(path, preprocessing.channels) for path in arguments.images]
-    probabilities = softmax_forward(model.forward(np.stack([preprocessing(image) for image in images])))[0]
+    scores = model.freeze().forward(np.stack([preprocessing(image) for image in images]))
+    probabilities = softmax_forward(scores)[0]
     width = max(map(len, classes))
     for path, p in zip(arguments.images, probabilities, strict=True):
         print(path)

@@ -9,8 +9,8 @@
 
 A bug is a function that takes the place of a real one: its name is the bug's, its docstring explains it. Bugs are kept
 by family: `conv2d`, `fast`, `pooling`, `elementwise`, `norms`, `losses`, `layers`. `bug` says how one is planted,
-`cases` what the check is run on (also those that are right, and must not be complained of), and `oracles` holds rules for the
-few that no gradient can show, because forward and backward make the same mistake.
+`cases` what the check is run on (also those that are right, and must not be complained of), and `oracles` holds rules
+for the few that no gradient can show, because forward and backward make the same mistake.
 """
 
 from minivgg.gradcheck.zoo import conv2d, elementwise, fast, layers, losses, norms, pooling  # noqa: F401, they fill ZOO
