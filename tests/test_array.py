@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from minivgg.backends import array, workspace
+from minivgg.backends import array, jit, workspace
 from minivgg.backends.array import channels_last, empty_like, memory_run, nchw, nhwc, on_gpu, ordered_like, xp_of
 
 SHAPE = 2, 3, 4, 5
@@ -271,3 +271,23 @@ def test_idle_memory_is_bounded():
     for mib in (8, 4, 2, 8, 4, 2):
         workspace.empty((mib << 20,), np.uint8)  # dropped at once
     assert sum(memory.nbytes for memory in workspace._idle) <= 1.25 * workspace._most_in_use
+
+
+def test_compiling_is_announced_once_and_to_people_alone(monkeypatch, capsys):
+    monkeypatch.setattr(jit.threading, "Timer", AtOnce)
+    jit._say_that_we_compile.cache_clear()
+    with jit._patience():
+        pass
+    assert capsys.readouterr().err == ""  # nobody is looking
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    for _ in range(2):
+        with jit._patience():
+            pass
+    assert capsys.readouterr().err == "minivgg: compiling for this processor; the next time it comes from the disk\n"
+
+
+class AtOnce:
+    """A timer that does not wait."""
+
+    def __init__(self, seconds, function):
+        self.start, self.cancel = function, lambda: None

@@ -9,9 +9,12 @@ else wants the core. So here it spins for a tenth of a millisecond and then slee
 The index of a `prange` may be unsigned, and Numba makes unsigned with signed a float: divide `np.intp(index)` instead.
 """
 
+import contextlib
 import functools
 import os
+import sys
 import threading
+from collections.abc import Iterator
 
 import numba
 from numba import njit, prange
@@ -46,6 +49,25 @@ def threads() -> int:
     return numba.get_num_threads()
 
 
+@contextlib.contextmanager
+def _patience() -> Iterator[None]:
+    """Say what takes so long, once, if somebody is looking and it takes longer than reading from the disk."""
+    watched = sys.stderr.isatty() or "ipykernel" in sys.modules
+    timer = threading.Timer(1, _say_that_we_compile)
+    timer.daemon = True
+    if watched:
+        timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+@functools.cache
+def _say_that_we_compile() -> None:
+    print("minivgg: compiling for this processor; the next time it comes from the disk", file=sys.stderr)
+
+
 def kernel(function):
     """Compile `function` on its first call, `prange` loops in parallel; IEEE arithmetic, except that a·b + c may fuse.
 
@@ -56,7 +78,7 @@ def kernel(function):
     @functools.wraps(function)
     def launch(*arguments):
         _configure()
-        with _one_launch_at_a_time:
+        with _one_launch_at_a_time, contextlib.nullcontext() if compiled.signatures else _patience():
             return compiled(*arguments)
 
     launch.compiled = compiled
