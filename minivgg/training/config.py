@@ -25,7 +25,7 @@ class Config:
     dropout: float | None = 0.2
     init: str = "he"
     algorithm: str | None = None
-    epochs: int = 10
+    epochs: int = 20
     batch_size: int = 64
     optimizer: str = "sgd"
     lr: float = 0.1
