@@ -51,7 +51,12 @@ def run_fakes(*fakes, **settings):
 def test_everybody_warms_up_then_samples_are_interleaved():
     results, log = run_fakes(Fake("a", 1.0), Fake("b", 2.0))
     started = [(name, question) for name in "ab" for question in ("prepare", "warm_up")]
-    assert log == [*started, *[("a", "sample"), ("b", "sample")] * 3, ("a", "finish"), ("b", "finish")]
+    assert log == [
+        *started,
+        *[("a", "sample"), ("a", "sample"), ("b", "sample"), ("b", "sample")] * 3,
+        ("a", "finish"),
+        ("b", "finish"),
+    ]
     assert [results[name].median for name in "ab"] == [1.0, 2.0]
     assert results["a"].memory == 10
     assert results["a"].value == "value"

@@ -172,7 +172,9 @@ def heat(
     progress: Callable[[str], None] = lambda doing: None,
 ) -> tuple[dict[str, Result], float | None]:
     """Race the entries: name → (worker, what its `prepare` takes). All prepare and warm up; then everybody gives one
-    sample, then everybody the next, until there are `samples` of each. Returns name → result, and `Neighbours.busy`.
+    sample, then everybody the next, until there are `samples` of each. A sample is the second of two runs in a row:
+    the first finds caches cold, and memory that the system has taken away while the contestant slept (on a virtual
+    machine it made the same pass twice as long after 8 seconds). Returns name → result, and `Neighbours.busy`.
 
     A contestant so slow that its next sample would bring it past `seconds` in all stops early, but never without a
     sample. One that fails says so in its result and leaves the others to race on. `progress` is told what goes on.
@@ -200,7 +202,7 @@ def heat(
                 continue
             progress(f"{name}, sample {number + 1} of {samples}")
             neighbours.pause()
-            taken.append(turn(name, ("sample",)))
+            taken.append(turn(name, ("sample",), ("sample",)))
     for name in still_running():
         result = results[name]
         result.memory, result.value = turn(name, ("finish", value)) or (None, None)

@@ -34,6 +34,7 @@ _PAST_CACHES = 1 << 25  # bytes: a larger result is out of every cache before an
 
 _LEAST = 256  # rows or columns of a piece: fewer would not repay the packing that BLAS does for each product
 _WORK = 1 << 24  # multiply-adds of a piece: fewer would not repay waking a thread
+_READING = 1 << 23  # the same for a product with a vector, where each multiply-add waits for a number from memory
 
 
 def gemm(a, b, out=None):
@@ -211,7 +212,8 @@ def _by_blas(a, b, out) -> None:
     """The longer of M and N is cut into pieces, by the shapes alone: so the bits do not depend on the threads."""
     (M, K), N = a.shape, b.shape[1]
     long, short = max(M, N), min(M, N)
-    size = max(_LEAST, _WORK // (short * K))
+    work = _WORK if short > 1 else _READING
+    size = max(_LEAST, work // (short * K))
     pieces = [slice(start, start + size) for start in range(0, long, size)]
     if M >= N:
         products = [(a[piece], b, out[piece]) for piece in pieces]

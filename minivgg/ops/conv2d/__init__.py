@@ -7,6 +7,7 @@ arithmetic to a row of `ALGORITHMS`. To add a rung, write one file with three fu
     y, cache = conv2d_forward(x, w, b, algorithm="mine")
 """
 
+import functools
 from typing import NamedTuple
 
 import numpy as np
@@ -56,12 +57,20 @@ def plan(spec: ConvSpec, direction="forward", *, device="cpu", dtype=np.float32,
     """
     if device == "gpu" or np.dtype(dtype) != np.float32:
         return _supported("im2col", spec, device)
-    return ALGORITHMS[min(_times(spec, direction, device, prepared).items(), key=lambda item: item[1])[0]]
+    times = _times(spec, direction, device, prepared)
+    return ALGORITHMS[min(times, key=times.get)]
 
 
 def _times(spec: ConvSpec, direction: str, device: str, prepared: bool) -> dict[str, float]:
-    rows = [row for row in ALGORITHMS.values() if row.supports(spec, device) is None]
-    return {row.name: planning.estimate(row.name, spec, direction, threads(), prepared) for row in rows}
+    """Algorithm → seconds, of all that support the geometry."""
+    known = planning.measurements(threads()).get(planning.key(spec, direction), {})
+    return _estimates(spec, direction, device, prepared, threads(), tuple(ALGORITHMS.values())) | known
+
+
+@functools.lru_cache(4096)  # a small network asks thousands of times a second
+def _estimates(spec, direction, device, prepared, threads, rows) -> dict[str, float]:
+    supported = [row.name for row in rows if row.supports(spec, device) is None]
+    return {name: planning.estimate(name, spec, direction, threads, prepared) for name in supported}
 
 
 def explain(spec: ConvSpec, direction="forward", *, device="cpu", dtype=np.float32, prepared=False) -> str:

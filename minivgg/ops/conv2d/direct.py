@@ -26,7 +26,7 @@ from minivgg.backends.array import nchw, nhwc
 from minivgg.backends.jit import kernel, njit, prange, threads
 from minivgg.backends.microkernel import COLUMNS, ROWS, even_rows, product
 from minivgg.backends.simd import LANES, traced
-from minivgg.ops.conv2d.packing import into_panels, transposed, turned_into_panels
+from minivgg.ops.conv2d.packing import epilogue, into_panels, transposed, turned_into_panels
 from minivgg.ops.conv2d.spec import Algorithm, ConvSpec
 
 _L2 = 1 << 20  # bytes: what a band and its outputs should fit in
@@ -208,19 +208,13 @@ def pack_turned(w):
 
 
 def _run(x, filters, y, window, stride, offset, dilation, bias=None, relu=False, mask=None):
-    N, OH, OW, O = y.shape
+    N, OH, OW, _ = y.shape
     C, workers = x.shape[3], threads()
     columns = (OW - 1) * stride[1] + window[1]
     rows = _band_rows(OH, columns * C * x.itemsize, stride[0], -(-4 * workers // N))
     bands = workspace.buffer("direct bands", (workers, (rows - 1) * stride[0] + window[0] + 1, columns, C), x.dtype)
-    wide_bias = np.zeros(len(filters) * COLUMNS, x.dtype)
-    if bias is not None:
-        wide_bias[:O] = bias
-    floor = np.array([0 if relu else -np.inf], x.dtype)
-    masked = mask is not None
-    _convolve(
-        x, filters, y, wide_bias, floor, mask if masked else y, masked, stride, offset, dilation, window, bands
-    )  # fmt: skip
+    after = epilogue(y, len(filters), bias, relu, mask)
+    _convolve(x, filters, y, *after, stride, offset, dilation, window, bands)
 
 
 def forward(x, w, spec: ConvSpec, bias=None, relu=False, prepared=None):
@@ -233,7 +227,6 @@ def forward(x, w, spec: ConvSpec, bias=None, relu=False, prepared=None):
 def grad_input(dy, w, spec: ConvSpec, mask=None):
     dx = workspace.empty((spec.N, spec.H, spec.W, spec.C), dy.dtype)
     offset = (spec.KH - 1 - spec.padding[0], spec.KW - 1 - spec.padding[1])
-    mask = mask if mask is None else nhwc(mask)
     _run(nhwc(dy), pack_turned(w), dx, (spec.KH, spec.KW), (1, 1), offset, spec.stride, mask=mask)
     return nchw(dx)
 

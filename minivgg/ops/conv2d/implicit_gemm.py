@@ -23,6 +23,7 @@ from minivgg.backends.array import nchw, nhwc
 from minivgg.backends.jit import kernel, njit, prange, threads
 from minivgg.backends.microkernel import COLUMNS, ROWS, product
 from minivgg.ops.conv2d.direct import finish, pack, pack_turned, unpack_gradient, widened
+from minivgg.ops.conv2d.packing import epilogue
 from minivgg.ops.conv2d.spec import Algorithm, ConvSpec
 
 _PIXELS = 2 * ROWS  # of a panel
@@ -101,18 +102,13 @@ def _correlate(x, dy, dw, window, stride, padding, out, panel):
 
 
 def _run(x, filters, y, window, stride, offset, dilation, bias=None, relu=False, mask=None):
-    N, OH, OW, O = y.shape
+    N, OH, OW, _ = y.shape
     blocks, K, _ = filters.shape
     groups = -(-N * OH * OW // _PIXELS)
     parts = min(blocks, -(-2 * threads() // groups)) if groups < 2 * threads() else 1
     panels = workspace.buffer("implicit gemm panels", (threads(), _PIXELS, K), x.dtype)
-    wide_bias = np.zeros(blocks * COLUMNS, x.dtype)
-    if bias is not None:
-        wide_bias[:O] = bias
-    floor = np.array([0 if relu else -np.inf], x.dtype)
-    masked = mask is not None
-    mask = mask if masked else y
-    _convolve(x, filters, y, wide_bias, floor, mask, masked, window, stride, offset, dilation, panels, parts)
+    after = epilogue(y, blocks, bias, relu, mask)
+    _convolve(x, filters, y, *after, window, stride, offset, dilation, panels, parts)
 
 
 def forward(x, w, spec: ConvSpec, bias=None, relu=False, prepared=None):
@@ -125,7 +121,6 @@ def forward(x, w, spec: ConvSpec, bias=None, relu=False, prepared=None):
 def grad_input(dy, w, spec: ConvSpec, mask=None):
     dx = workspace.empty((spec.N, spec.H, spec.W, spec.C), dy.dtype)
     offset = (spec.KH - 1 - spec.padding[0], spec.KW - 1 - spec.padding[1])
-    mask = mask if mask is None else nhwc(mask)
     _run(nhwc(dy), pack_turned(w), dx, (spec.KH, spec.KW), (1, 1), offset, spec.stride, mask=mask)
     return nchw(dx)
 

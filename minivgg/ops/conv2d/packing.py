@@ -1,10 +1,24 @@
-"""Filters in the order in which the micro-kernel reads them, and gradients of filters on their way back."""
+"""What the fast rungs share: filters as the micro-kernel reads them, their gradients on the way back, the epilogue."""
 
 import numpy as np
 
+from minivgg.backends.array import nhwc
 from minivgg.backends.jit import kernel, prange
 from minivgg.backends.microkernel import COLUMNS
 from minivgg.backends.simd import LANES, traced, transpose
+
+
+def epilogue(y, blocks: int, bias, relu: bool, mask):
+    """What is done to y (N, OH, OW, O) before it is stored, as the kernels take it: (bias, floor, mask, masked).
+
+    The bias padded to whole blocks (zeros if it is None); the least that a result may be, 0 after a ReLU; dx's mask
+    (N, O, OH, OW), or y in its place if there is none.
+    """
+    wide = np.zeros(blocks * COLUMNS, y.dtype)
+    if bias is not None:
+        wide[: len(bias)] = bias
+    floor = np.array([0 if relu else -np.inf], y.dtype)
+    return wide, floor, y if mask is None else nhwc(mask), mask is not None
 
 
 @traced

@@ -19,6 +19,7 @@ PASSES = ("forward", "grad_input", "grad_weight")
 
 _FLOPS = 230e9  # a second and thread: what the micro-kernel reaches
 _CACHE = 15e9  # bytes a second and thread that a transform or a gathering gets through
+_STREAM = 60e9  # bytes a second and thread that the multiply-add units read from the third-level cache on the way
 _MEMORY = 20e9  # bytes a second, for all threads together
 
 
@@ -43,11 +44,16 @@ def _rows_factor(rows: int) -> float:
     return blocks * max(4, _even(-(-rows // blocks))) / rows
 
 
-def _exact(spec: ConvSpec, direction: str, threads: int, prepared: bool, *, rows: int, gathered: int) -> float:
-    """An algorithm that multiplies as the definition does, `rows` at a time, and copies `gathered` bytes."""
+def _exact(
+    spec: ConvSpec, direction: str, threads: int, prepared: bool, *, rows: int, gathered: int, readings: int = 0
+) -> float:
+    """An algorithm that multiplies as the definition does, `rows` at a time, copies `gathered` bytes, and reads all
+    filters `readings` times, which costs nothing as long as the second-level cache holds them."""
     _, outputs, _, _, zeros = _view(spec, direction)
     waste = _rows_factor(rows) * _up(outputs, 32) / outputs * zeros
     filters = 0 if prepared else 4 * spec.O * spec.columns * (3 if direction == "grad_weight" else 1) / 8e9
+    if 4 * spec.O * spec.columns > 1 << 20:
+        filters += readings * 4 * spec.O * spec.columns / (_STREAM * threads)
     return 2 * spec.macs * waste / (_FLOPS * threads) + gathered / (_CACHE * threads) + filters
 
 
@@ -57,13 +63,16 @@ def _direct(spec: ConvSpec, direction: str, threads: int, prepared: bool) -> flo
         filters = 4 * spec.KW * spec.C * spec.KH * spec.O * spec.N * max(1, spec.OH * spec.OW // 512)
         rows = min(14, spec.KW * spec.C)
         return _exact(spec, direction, threads, prepared, rows=rows, gathered=4 * spec.N * H * W * inputs + filters)
-    return _exact(spec, direction, threads, prepared, rows=W, gathered=8 * spec.N * H * W * inputs)
+    bands = spec.N * min(H, -(-4 * threads // spec.N))
+    return _exact(spec, direction, threads, prepared, rows=W, gathered=8 * spec.N * H * W * inputs, readings=bands)
 
 
 def _implicit_gemm(spec: ConvSpec, direction: str, threads: int, prepared: bool) -> float:
     inputs, _, H, W, _ = _view(spec, direction)
     columns = 4 * spec.N * H * W * spec.KH * spec.KW * inputs
-    return _exact(spec, direction, threads, prepared, rows=min(14, spec.N * H * W), gathered=1.5 * columns)
+    panels = 0 if direction == "grad_weight" else -(-spec.N * H * W // 28)
+    rows = min(14, spec.N * H * W)
+    return _exact(spec, direction, threads, prepared, rows=rows, gathered=1.5 * columns, readings=panels)
 
 
 def _winograd(m: int, spec: ConvSpec, direction: str, threads: int, prepared: bool) -> float:
@@ -74,7 +83,7 @@ def _winograd(m: int, spec: ConvSpec, direction: str, threads: int, prepared: bo
     products = 2 * tiles * planes * spec.C * spec.O * _rows_factor(min(tiles, 56))
     transforms = 4 * planes * tiles * (spec.C + spec.O)
     products += products * (_up(spec.O, 32) / spec.O - 1) if direction != "grad_input" else 0
-    once = filters / (60e9 if prepared else _MEMORY)
+    once = filters / (_STREAM if prepared else _MEMORY)
     return products / (_FLOPS * threads) + transforms / (_CACHE * threads) + once
 
 
@@ -87,13 +96,11 @@ ESTIMATES: dict[str, Callable[..., float]] = {
 
 
 def estimate(name: str, spec: ConvSpec, direction: str, threads: int, prepared: bool = False) -> float:
-    """Seconds that a pass should take, measured or estimated; infinite for an algorithm that nothing is known of."""
-    measured = measurements(threads).get(key(spec, direction), {})
-    if name in measured:
-        return measured[name]
+    """Seconds that a pass should take; infinite for an algorithm that nothing is known of."""
     return ESTIMATES[name](spec, direction, threads, prepared) if name in ESTIMATES else float("inf")
 
 
+@functools.lru_cache(4096)
 def key(spec: ConvSpec, direction: str) -> str:
     """How a convolution is called in the table of measurements."""
     window = f"{spec.KH}x{spec.KW} stride {spec.stride[0]}x{spec.stride[1]} padding {spec.padding[0]}x{spec.padding[1]}"

@@ -29,6 +29,7 @@ from minivgg.backends.jit import threads
 from minivgg.backends.microkernel import COLUMNS
 from minivgg.backends.simd import LANES
 from minivgg.ops.conv2d import winograd_kernels as kernels
+from minivgg.ops.conv2d.packing import epilogue
 from minivgg.ops.conv2d.spec import Algorithm, ConvSpec
 from minivgg.ops.conv2d.toom_cook import growth, matrices, sandwich
 
@@ -103,7 +104,7 @@ def _streams(y) -> int:
 
 
 def _convolve(x, U, y, m, offset, bias=None, relu=False, mask=None):
-    N, OH, OW, O = y.shape
+    N, OH, OW, _ = y.shape
     C, blocks, workers = x.shape[3], U.shape[1], threads()
     grid = _grid(m, N, OH, OW)
     T, at_once = _tiling(grid.tiles, blocks, workers)
@@ -111,14 +112,8 @@ def _convolve(x, U, y, m, offset, bias=None, relu=False, mask=None):
     V = workspace.buffer("winograd inputs", (workers, P, T, _stride(C)), x.dtype)
     M = workspace.buffer("winograd outputs", (workers, P, T, at_once * COLUMNS + LANES), x.dtype)
     patches = workspace.buffer("winograd patches", (workers, P * max(_stride(C), at_once * COLUMNS)), x.dtype)
-    wide_bias = np.zeros(blocks * COLUMNS, x.dtype)
-    if bias is not None:
-        wide_bias[:O] = bias
-    floor = np.array([0 if relu else -np.inf], x.dtype)
-    masked = mask is not None
-    kernels.convolve(
-        x, U, y, wide_bias, floor, mask if masked else y, masked, _streams(y), grid, offset, V, M, patches, at_once
-    )
+    after = epilogue(y, blocks, bias, relu, mask)
+    kernels.convolve(x, U, y, *after, _streams(y), grid, offset, V, M, patches, at_once)
 
 
 def _tiles_at_once(tiles: int, tile_bytes: int, gradient_bytes: int) -> int:
@@ -135,7 +130,7 @@ def forward(m, x, w, spec: ConvSpec, bias=None, relu=False, prepared=None):
 def grad_input(m, dy, w, spec: ConvSpec, mask=None):
     dx = workspace.empty((spec.N, spec.H, spec.W, spec.C), dy.dtype)
     offset = (2 - spec.padding[0], 2 - spec.padding[1])
-    _convolve(nhwc(dy), transform(m, w, rotated=True), dx, m, offset, mask=mask if mask is None else nhwc(mask))
+    _convolve(nhwc(dy), transform(m, w, rotated=True), dx, m, offset, mask=mask)
     return nchw(dx)
 
 
