@@ -94,7 +94,8 @@ def _conv_totals(record: dict) -> Table:
         cells.append(line)
     caption = (
         f"Time of {_count(rows)} of VGG-16 at batch {settings['batch']}, {settings['size']}×{settings['size']} pixels, "
-        f"float32, {settings['threads']} threads: medians of up to {settings['samples']} interleaved samples, each the second of two runs, summed"
+        f"float32, {settings['threads']} threads: medians of up to {settings['samples']} interleaved samples, "
+        "each the second of two runs, summed"
     )
     if ratios:
         caption += (
