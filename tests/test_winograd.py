@@ -7,8 +7,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from minivgg.models import build
 from minivgg.ops.conv2d import ALGORITHMS, ConvSpec, direct, naive, winograd
 from minivgg.ops.conv2d.toom_cook import growth, matrices, sandwich, times
+from minivgg.ops.softmax_cross_entropy import softmax_cross_entropy_backward, softmax_cross_entropy_forward
+from minivgg.training.datasets import load
+from minivgg.training.optim import SGD
 
 fractions = st.fractions(min_value=-9, max_value=9, max_denominator=9)
 
@@ -106,3 +110,31 @@ def test_fused_is_what_it_is_one_after_the_other(name):
         np.testing.assert_array_equal(algorithm.grad_input(dy, w, spec, mask=x), np.where(x > 0, dx, 0))
         prepared = algorithm.prepare(w).copy()
         np.testing.assert_array_equal(algorithm.forward(x, w, spec, bias=b, relu=True, prepared=prepared), fused)
+
+
+def losses(algorithm, seed, steps=100):
+    """A small VGG on the bundled images: the loss of every step, for one order of batches and weights by `seed`."""
+    data, rng = load()[0], np.random.default_rng(seed)
+    shape = {"width": 0.125, "input_size": 32, "channels": 1, "classes": 10, "classifier_width": 32}
+    model = build("vgg11", seed=seed, algorithm=algorithm, **shape)
+    optimizer, found = SGD(model.named_params(), momentum=0.9), []
+    for _ in range(steps):
+        batch = rng.integers(len(data), size=32)
+        x = np.pad(data.images[batch], ((0, 0), (2, 2), (2, 2), (0, 0))).transpose(0, 3, 1, 2).astype(np.float32) / 255
+        model.zero_grad()
+        loss, cache = softmax_cross_entropy_forward(model.forward(x, train=True), data.labels[batch])
+        model.backward(softmax_cross_entropy_backward(1, cache), need_dx=False)
+        optimizer.step(0.02)
+        found.append(float(loss))
+    return np.array(found)
+
+
+def smooth(curve):
+    return np.convolve(curve, np.full(20, 1 / 20), "valid")
+
+
+def test_training_by_winograd_is_training():
+    """Half a digit less in every product, and the loss goes the same way: nearer than that of another seed."""
+    exact, fast, other = losses("direct", 0), losses("winograd", 0), losses("direct", 1)
+    assert exact[-20:].mean() < exact[:20].mean() - 0.3  # it learns at all
+    assert abs(smooth(fast) - smooth(exact)).mean() < abs(smooth(other) - smooth(exact)).mean()

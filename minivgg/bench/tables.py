@@ -157,7 +157,8 @@ def _vgg_matrix(record: dict) -> Table:
     ratios = any(map(is_pytorch, names))
     cells = [[task_name(row), *(_cell(row["results"].get(name)) for name in names)] for row in record["rows"]]
     caption = (
-        f"VGG-16, float32, {settings['threads']} threads: medians of up to {settings['samples']} interleaved samples, each the second of two runs"
+        f"VGG-16, float32, {settings['threads']} threads: medians of up to {settings['samples']} interleaved samples, "
+        "each the second of two runs"
         + ("; in brackets, how many times as fast as the best of PyTorch's ways" if ratios else "")
         + ". A step is forward, backward and SGD with momentum, dropout included."
     )
