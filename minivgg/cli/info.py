@@ -33,6 +33,7 @@ def describe() -> dict[str, str]:
 
     from minivgg import __version__
     from minivgg.backends import workspace
+    from minivgg.backends.jit import threads
 
     blas = np.show_config(mode="dicts")["Build Dependencies"]["blas"]
     return {
@@ -46,7 +47,7 @@ def describe() -> dict[str, str]:
         "BLAS": f"{blas['name']} {blas['version']}",
         "PyTorch": _version("torch") or "not installed (only races need it: pip install 'minivgg[bench]')",
         "CPU": f"{os.cpu_count()} cores, {_cpu_model()}, LLVM calls it {numba.core.config.CPU_NAME or _cpu_name()}",
-        "threads": f"{numba.config.NUMBA_NUM_THREADS} for Numba",
+        "threads": f"{threads()} of {numba.config.NUMBA_NUM_THREADS} (MINIVGG_NUM_THREADS)",
         "workspace": f"{workspace.limit() / 2**20:g} MiB",
         "GPU": _gpu(),
     }
