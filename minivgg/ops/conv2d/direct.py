@@ -217,18 +217,29 @@ def _run(x, filters, y, window, stride, offset, dilation, bias=None, relu=False,
     _convolve(x, filters, y, *after, stride, offset, dilation, window, bands)
 
 
-def forward(x, w, spec: ConvSpec, bias=None, relu=False, prepared=None):
-    y = workspace.empty((spec.N, spec.OH, spec.OW, spec.O), x.dtype)
-    filters = pack(w) if prepared is None else prepared
-    _run(nhwc(x), filters, y, (spec.KH, spec.KW), spec.stride, spec.padding, (1, 1), bias, relu)
-    return nchw(y)
+def two_passes(run):
+    """The forward and grad_input of a rung that does both by `run(x, filters, y, window, stride, offset, dilation, …)`.
+
+    `run` fills y (N, OH, OW, O) with the convolution of x (N, H, W, C), which begins `offset` pixels beyond its corner
+    and whose pixels stand `dilation` apart, by filters in panels; bias, relu and mask are those of an `epilogue`.
+    """
+
+    def forward(x, w, spec: ConvSpec, bias=None, relu=False, prepared=None):
+        y = workspace.empty((spec.N, spec.OH, spec.OW, spec.O), x.dtype)
+        filters = pack(w) if prepared is None else prepared
+        run(nhwc(x), filters, y, (spec.KH, spec.KW), spec.stride, spec.padding, (1, 1), bias=bias, relu=relu)
+        return nchw(y)
+
+    def grad_input(dy, w, spec: ConvSpec, mask=None):
+        dx = workspace.empty((spec.N, spec.H, spec.W, spec.C), dy.dtype)
+        offset = (spec.KH - 1 - spec.padding[0], spec.KW - 1 - spec.padding[1])
+        run(nhwc(dy), pack_turned(w), dx, (spec.KH, spec.KW), (1, 1), offset, spec.stride, mask=mask)
+        return nchw(dx)
+
+    return forward, grad_input
 
 
-def grad_input(dy, w, spec: ConvSpec, mask=None):
-    dx = workspace.empty((spec.N, spec.H, spec.W, spec.C), dy.dtype)
-    offset = (spec.KH - 1 - spec.padding[0], spec.KW - 1 - spec.padding[1])
-    _run(nhwc(dy), pack_turned(w), dx, (spec.KH, spec.KW), (1, 1), offset, spec.stride, mask=mask)
-    return nchw(dx)
+forward, grad_input = two_passes(_run)
 
 
 def grad_weight(dy, x, spec: ConvSpec):

@@ -19,10 +19,10 @@ Source: Chetlur et al., cuDNN: Efficient Primitives for Deep Learning (2014), §
 import numpy as np
 
 from minivgg.backends import workspace
-from minivgg.backends.array import nchw, nhwc
+from minivgg.backends.array import nhwc
 from minivgg.backends.jit import kernel, njit, prange, threads
 from minivgg.backends.microkernel import COLUMNS, ROWS, product
-from minivgg.ops.conv2d.direct import finish, pack, pack_turned, unpack_gradient, widened
+from minivgg.ops.conv2d.direct import finish, pack, two_passes, unpack_gradient, widened
 from minivgg.ops.conv2d.packing import epilogue
 from minivgg.ops.conv2d.spec import Algorithm, ConvSpec
 
@@ -111,18 +111,7 @@ def _run(x, filters, y, window, stride, offset, dilation, bias=None, relu=False,
     _convolve(x, filters, y, *after, window, stride, offset, dilation, panels, parts)
 
 
-def forward(x, w, spec: ConvSpec, bias=None, relu=False, prepared=None):
-    y = workspace.empty((spec.N, spec.OH, spec.OW, spec.O), x.dtype)
-    filters = pack(w) if prepared is None else prepared
-    _run(nhwc(x), filters, y, (spec.KH, spec.KW), spec.stride, spec.padding, (1, 1), bias, relu)
-    return nchw(y)
-
-
-def grad_input(dy, w, spec: ConvSpec, mask=None):
-    dx = workspace.empty((spec.N, spec.H, spec.W, spec.C), dy.dtype)
-    offset = (spec.KH - 1 - spec.padding[0], spec.KW - 1 - spec.padding[1])
-    _run(nhwc(dy), pack_turned(w), dx, (spec.KH, spec.KW), (1, 1), offset, spec.stride, mask=mask)
-    return nchw(dx)
+forward, grad_input = two_passes(_run)
 
 
 def grad_weight(dy, x, spec: ConvSpec):
