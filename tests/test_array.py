@@ -291,3 +291,17 @@ class AtOnce:
 
     def __init__(self, seconds, function):
         self.start, self.cancel = function, lambda: None
+
+
+def test_kernels_run_as_plain_python():
+    code = """
+import numpy as np
+from minivgg.ops.conv2d import ALGORITHMS, ConvSpec, naive
+rng = np.random.default_rng(0)
+x, w = rng.standard_normal((1, 3, 5, 6)), rng.standard_normal((2, 3, 3, 3))
+for row in ALGORITHMS.values():
+    spec = ConvSpec.of(x.shape, w.shape, 1, 1)
+    print(row.name, abs(row.forward(x, w, spec) - naive.forward(x, w, spec)).max() < 1e-12)
+"""
+    ran = run(code, NUMBA_DISABLE_JIT="1")
+    assert ran.stdout.count("True") == 6 and "False" not in ran.stdout, ran.stdout + ran.stderr

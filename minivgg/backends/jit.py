@@ -73,6 +73,8 @@ def kernel(function):
 
     Launches from several Python threads queue up: they would only take the cores from one another.
     """
+    if numba.config.DISABLE_JIT:  # plain Python, for looking into a kernel
+        return function
     compiled = njit(parallel=True, cache=True, nogil=True, error_model="numpy", fastmath={"contract"})(function)
 
     @functools.wraps(function)
@@ -81,5 +83,4 @@ def kernel(function):
         with _one_launch_at_a_time, contextlib.nullcontext() if compiled.signatures else _patience():
             return compiled(*arguments)
 
-    launch.compiled = compiled
     return launch

@@ -27,6 +27,7 @@ from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
+from numpy.lib.stride_tricks import as_strided
 
 LANES = 16
 
@@ -254,8 +255,8 @@ class _PlainPointer:
     """What `_Pointer` is, for NumPy."""
 
     def __init__(self, array):
-        self.elements = array.reshape(-1)  # a view, of a C-contiguous array
-        assert np.shares_memory(self.elements, array)
+        reach = sum((n - 1) * stride for n, stride in zip(array.shape, array.strides, strict=True))
+        self.elements = as_strided(array, (1 + reach // array.itemsize,), (array.itemsize,))  # as they lie in memory
 
     def integer(self, at):
         return int(self.elements[at])
