@@ -11,6 +11,7 @@ from scipy.signal import convolve2d, correlate2d
 
 from minivgg.backends import workspace
 from minivgg.backends.jit import threads
+from minivgg.errors import BadInput
 from minivgg.ops import conv2d
 from minivgg.ops.conv2d import ALGORITHMS, Algorithm, ConvSpec, conv2d_backward, conv2d_forward, im2col, naive
 from minivgg.testing import GEOMETRIES, check_conv, check_op
@@ -302,6 +303,18 @@ def test_the_plan_believes_what_was_measured(monkeypatch, tmp_path):
     try:
         assert conv2d.plan(spec).name == "naive"
         assert conv2d.plan(spec, "grad_weight").name == "winograd"
+    finally:
+        conv2d.planning.measurements.cache_clear()
+
+
+@pytest.mark.parametrize("content", ["{", "[]"])
+def test_a_broken_table_of_measurements_is_named(content, monkeypatch, tmp_path):
+    (tmp_path / "table.json").write_text(content)
+    monkeypatch.setenv("MINIVGG_TUNING", str(tmp_path / "table.json"))
+    conv2d.planning.measurements.cache_clear()
+    try:
+        with pytest.raises(BadInput, match=r"table\.json: not a table of measurements"):
+            conv2d.plan(vgg(1, 3, 8, 4))
     finally:
         conv2d.planning.measurements.cache_clear()
 

@@ -122,3 +122,19 @@ def test_freezing_what_cannot_be_folded():
     frozen = net.freeze()
     assert sum(isinstance(layer, BatchNorm2d) for _, layer in frozen.walk()) == 2
     np.testing.assert_allclose(frozen.forward(x), expected, rtol=0, atol=1e-5)
+
+
+def test_a_subclass_is_run_as_it_is():
+    """Somebody's own layer, derived from ours, takes no options and is never left out."""
+
+    class Leaky(ReLU):
+        def _forward(self, x, train):
+            return np.maximum(x, 0.1 * x), x
+
+        def _backward(self, dy, cache, need_dx):
+            return dy * np.where(cache > 0, 1, 0.1).astype(dy.dtype)
+
+    x = np.random.default_rng(0).standard_normal(SHAPE, np.float32)
+    assert_same(*(Sequential(conv(3, 3), Leaky(), conv(3, 3), Leaky(), MaxPool2d(2)) for _ in range(2)), x)
+    net = Sequential(conv(3, 3), Leaky(), conv(3, 3))
+    assert [type(layer) for layer, _ in net.steps()] == [Conv2d, Leaky, Conv2d]

@@ -5,11 +5,11 @@ being *compiled*: the values that it handles stand for registers and addresses, 
 down as LLVM code (`_Code`). So Python's own loops, lists and functions are the macro language:
 
     @traced
-    def axpy(code, x, y, n, *, a=3):            # x, y: arrays; n: an integer
+    def triple_and_add(code, x, y, n):           # x, y: arrays; n: an integer
         for i in code.loop(n):                   # a loop of the machine: its body is written down once
             for j in range(2):                   # a loop of Python: unrolled
                 at = i * 2 * LANES + j * LANES
-                y.store(at, a * x.load(at) + y.load(at))      # one fused multiply-add
+                y.store(at, 3 * x.load(at) + y.load(at))      # one fused multiply-add
 
 With Numba switched off (NUMBA_DISABLE_JIT=1) the same body runs on NumPy (`_Plain`), one step at a time, which is how
 to debug one, and how the tests hold the two to each other.

@@ -15,8 +15,9 @@ from minivgg.bench.record import race, recorded, worker_for
 from minivgg.errors import BadInput
 from minivgg.models.vgg import CONFIGURATIONS
 from minivgg.ops.conv2d import ALGORITHMS, ConvSpec, check_algorithm, plan
+from minivgg.ops.conv2d.planning import PASSES
 
-DIRECTIONS = ("forward", "grad_input", "grad_weight")
+DIRECTIONS = PASSES
 RIVALS = {"PyTorch NCHW": False, "PyTorch channels last": True}  # name → channels_last
 QUICK = ("conv1_1", "conv3_1")
 

@@ -10,7 +10,7 @@ from minivgg.backends.jit import threads
 from minivgg.bench.conv import operands, ours
 from minivgg.files import atomically
 from minivgg.ops.conv2d import ALGORITHMS, ConvSpec, plan
-from minivgg.ops.conv2d.planning import PASSES, key, machine, measurements, table_path
+from minivgg.ops.conv2d.planning import PASSES, key, machine, measurements, read_table, table_path
 
 _SECONDS = 0.3  # that a measurement may take, once its algorithm is compiled
 _SAMPLES = 7
@@ -41,7 +41,7 @@ def tune(specs: Iterable[ConvSpec], progress: bool = True) -> list[tuple[ConvSpe
         times = {name: fastest(ours(*arrays, spec, direction, algorithm=name)) for name in names}
         found.append((spec, direction, times, plan(spec, direction).name))
     path = table_path()
-    table = json.loads(path.read_text()) if path.exists() else {}
+    table = read_table(path)
     table.setdefault(machine(threads()), {}).update({key(spec, d): times for spec, d, times, _ in found})
     with atomically(path) as temporary:
         temporary.write_text(json.dumps(table, indent=1))

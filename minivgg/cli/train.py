@@ -27,7 +27,11 @@ _SETTINGS = {
         "classifier_width": (int, "N", "units of the two hidden linear layers"),
         "dropout": (float, "P", "share dropped in the classifier"),
         "init": (str, "NAME", "he, xavier, paper or lsuv"),
-        "algorithm": (str, "NAME", "how convolutions are computed: auto, im2col or naive"),
+        "algorithm": (
+            str,
+            "NAME",
+            "how convolutions are computed: auto, or a rung of the ladder such as direct or winograd",
+        ),
     },
     "optimisation": {
         "epochs": (int, "N", "passes over the training set"),

@@ -7,7 +7,8 @@ the numbers in registers anyway. So a `Sequential` whose `fused` is True (the de
     ReLU, Conv2d           going back, the convolution stores dx where x > 0, and 0 elsewhere
     ReLU, MaxPool2d        the pool does both: relu(max) is max(relu), and what it passes on goes to one place alone
 
-and leaves out a ReLU whose both passes are done so. Layers, names, parameters, gradients stay what they are; `steps`
+and leaves out a ReLU whose both passes are done so. Subclasses of these layers, which may do something else, are left
+alone. Layers, names, parameters, gradients stay what they are; `steps`
 says what is run. `model.fused = False`, for each Sequential in it, runs the layers one by one.
 """
 
@@ -24,15 +25,15 @@ def steps(layers: list[Layer]) -> list[Step]:
         before = layers[i - 1] if i > 0 else None
         after, afterwards = [*layers[i + 1 : i + 3], None, None][:2]
         options = {}
-        if isinstance(layer, Conv2d):
-            pooled = isinstance(afterwards, MaxPool2d)
-            options = {"relu": isinstance(after, ReLU) and not pooled, "after_relu": isinstance(before, ReLU)}
-        elif isinstance(layer, MaxPool2d):
-            options = {"relu": isinstance(before, ReLU)}
-        elif isinstance(layer, ReLU):
-            if isinstance(after, MaxPool2d) or (isinstance(before, Conv2d) and isinstance(after, Conv2d)):
+        if type(layer) is Conv2d:
+            pooled = type(afterwards) is MaxPool2d
+            options = {"relu": type(after) is ReLU and not pooled, "after_relu": type(before) is ReLU}
+        elif type(layer) is MaxPool2d:
+            options = {"relu": type(before) is ReLU}
+        elif type(layer) is ReLU:
+            if type(after) is MaxPool2d or (type(before) is Conv2d and type(after) is Conv2d):
                 continue
-            options = {"done": isinstance(before, Conv2d), "undone": isinstance(after, Conv2d)}
+            options = {"done": type(before) is Conv2d, "undone": type(after) is Conv2d}
         result.append((layer, {name: True for name, wanted in options.items() if wanted}))
     return result
 
@@ -44,7 +45,7 @@ def frozen(named: dict[str, Layer]) -> dict[str, Layer]:
         last = result[next(reversed(result))] if result else None
         if isinstance(layer, Dropout):
             continue
-        if isinstance(layer, BatchNorm2d) and isinstance(last, Conv2d):
+        if type(layer) is BatchNorm2d and type(last) is Conv2d:
             last.fold(*layer.scale_and_shift())
         else:
             result[name] = layer.freeze()

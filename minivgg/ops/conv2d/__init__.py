@@ -64,7 +64,8 @@ def plan(spec: ConvSpec, direction="forward", *, device="cpu", dtype=np.float32,
 def _times(spec: ConvSpec, direction: str, device: str, prepared: bool) -> dict[str, float]:
     """Algorithm → seconds, of all that support the geometry."""
     known = planning.measurements(threads()).get(planning.key(spec, direction), {})
-    return _estimates(spec, direction, device, prepared, threads(), tuple(ALGORITHMS.values())) | known
+    estimates = _estimates(spec, direction, device, prepared, threads(), tuple(ALGORITHMS.values()))
+    return {name: known.get(name, seconds) for name, seconds in estimates.items()}
 
 
 @functools.lru_cache(4096)  # a small network asks thousands of times a second

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import llvmlite.binding
 
+from minivgg.errors import BadInput
 from minivgg.ops.conv2d.spec import ConvSpec
 
 PASSES = ("forward", "grad_input", "grad_weight")
@@ -116,8 +117,18 @@ def table_path() -> Path:
 @functools.cache
 def measurements(threads: int) -> dict[str, dict[str, float]]:
     """Convolution → algorithm → seconds, as measured on this kind of processor; empty where nobody has."""
-    path = table_path()
-    return json.loads(path.read_text()).get(machine(threads), {}) if path.exists() else {}
+    return read_table(table_path()).get(machine(threads), {})
+
+
+def read_table(path: Path) -> dict:
+    """All measurements of a file, by machine; none if it is not there. Raises BadInput if it is not such a table."""
+    try:
+        table = json.loads(path.read_text()) if path.exists() else {}
+    except (OSError, ValueError) as error:
+        raise BadInput(f"{path}: not a table of measurements ({error}); delete it, and tune again") from error
+    if not isinstance(table, dict):
+        raise BadInput(f"{path}: not a table of measurements; delete it, and tune again")
+    return table
 
 
 def machine(threads: int) -> str:

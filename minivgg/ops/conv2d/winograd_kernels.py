@@ -212,7 +212,7 @@ def convolve(x, U, y, bias, floor, mask, masked, streamed, grid, offset, V, M, p
 def correlate(x, dy, grid, offset, V, D, G, patches):
     """G (P, O, C) = Σ over tiles of D ⊗ V, the transformed tiles of dy and x: the transformed gradient of the filters.
 
-    Tiles are taken by the thousand: all threads transform them into V (P, tiles, C) and D (P, tiles, O), and then add
+    Tiles are taken by the hundred: all threads transform them into V (P, tiles, C) and D (P, tiles, O), and then add
     the products, each thread in planes of its own. So every sum has one order, however many threads there are.
     """
     C, O = x.shape[3], dy.shape[3]
