@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from minivgg.bench import conv, pytorch, race, record, vgg
+from minivgg.bench import worker as bench_worker
 from minivgg.bench.race import Failed, Result, Worker, heat
 from minivgg.bench.tables import Table, duration, summary, tables, times
 from minivgg.cli.main import main
@@ -44,7 +45,8 @@ def run_fakes(*fakes, **settings):
     log = []
     for fake in fakes:
         fake.log = log
-    results, _ = heat({fake.name: (fake, None) for fake in fakes}, **{"samples": 3, "seconds": 100} | settings)
+    settings = {"samples": 3, "turn": 0.1, "seconds": 100} | settings
+    results, _ = heat({fake.name: (fake, None) for fake in fakes}, **settings)
     return results, log
 
 
@@ -53,7 +55,7 @@ def test_everybody_warms_up_then_samples_are_interleaved():
     started = [(name, question) for name in "ab" for question in ("prepare", "warm_up")]
     assert log == [
         *started,
-        *[("a", "sample"), ("a", "sample"), ("b", "sample"), ("b", "sample")] * 3,
+        *[("a", "sample"), ("b", "sample")] * 3,
         ("a", "finish"),
         ("b", "finish"),
     ]
@@ -108,11 +110,28 @@ def worker():
 def test_a_worker_samples_and_answers(worker):
     worker.ask("prepare", partial(partial, time.sleep, 0.02))
     worker.ask("warm_up")
-    assert 0.02 <= worker.ask("sample") < 1
+    assert 0.02 <= worker.ask("sample", 0.01) < 1
     worker.ask("prepare", partial(partial, os.getenv, "NUMBA_NUM_THREADS"))
     assert worker.ask("finish", True)[1] == "2"
     worker.ask("prepare", partial(partial, print, "noise"))
     assert worker.ask("finish", True)[1] is None
+
+
+def test_a_turn_is_the_mean_of_many_runs_after_half_as_long_to_warm_up(monkeypatch):
+    """On a clock that only the task moves: two long runs at first, and then short ones."""
+    now, lengths = [0.0], []
+
+    def task():
+        lengths.append(0.3 if len(lengths) < 2 else 0.25)
+        now[0] += lengths[-1]
+
+    monkeypatch.setattr(bench_worker.time, "perf_counter", lambda: now[0])
+    contestant = bench_worker.Contestant()
+    contestant.prepare(lambda: task)
+    assert contestant.sample(1.0) == 0.25
+    assert len(lengths) == 2 + 4
+    assert contestant.sample(0.2) == 0.25
+    assert len(lengths) == 6 + 2
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux says")
@@ -251,7 +270,7 @@ def conv_record(rival=True):
             results = {"minivgg fast": fast, "minivgg slow": slow} | ({"PyTorch NCHW": result(2)} if rival else {})
             heat = {"flop": 8e9, "bytes": 1, "fma_gflops": 100.0, "busy": 0.2 if direction == "forward" else 0.01}
             rows.append({"layers": layers, "pass": direction, "results": results, **heat})
-    settings = {"threads": 2, "batch": 8, "size": 224, "samples": 3, "seconds": 9}
+    settings = {"threads": 2, "batch": 8, "size": 224, "samples": 3, "turn": 0.05, "seconds": 9}
     limits = {"fma_gflops": 100, "read_gbs": 10.0, "copy_gbs": 20.0, "triad_gbs": 15.0}
     about = {"race": "conv", "date": "2030-01-01", "machine": MACHINE, "settings": settings, "limits": limits}
     return {**about, "contestants": list(results), "rows": rows}

@@ -91,6 +91,7 @@ def run(
     batch: int = 8,
     size: int = 224,
     samples: int = 9,
+    turn: float = 0.05,
     seconds: float = 20,
     algorithms: tuple[str, ...] | None = None,
     only: tuple[str, ...] | None = None,
@@ -98,8 +99,8 @@ def run(
 ) -> dict:
     """Race `contestants(algorithms)` on `layers(batch, size)`, or on those named in `only`; returns the record.
 
-    Layers of the same geometry are raced once. Each contestant gives `samples` samples a pass, or fewer if those take
-    more than `seconds`. Raises BadInput for settings that make no race.
+    Layers of the same geometry are raced once. Each contestant gives `samples` samples a pass, `turn` seconds each, or
+    fewer if those take more than `seconds`. Raises BadInput for settings that make no race.
     """
     check(samples, seconds, threads)
     specs = chosen_layers(batch, size, only)
@@ -107,7 +108,7 @@ def run(
     for name, spec in specs.items():
         geometries.setdefault(spec, []).append(name)
     tasks = contestants(algorithms)
-    settings = {"threads": threads, "batch": batch, "size": size, "samples": samples, "seconds": seconds}
+    settings = {"threads": threads, "batch": batch, "size": size, "samples": samples, "turn": turn, "seconds": seconds}
 
     def run_heats(limits: dict) -> list[dict]:
         heats = [(spec, names, direction) for spec, names in geometries.items() for direction in DIRECTIONS]
@@ -133,8 +134,7 @@ def _row(tasks, workers, peak, spec: ConvSpec, direction: str, limits, settings,
         nbytes=_traffic(spec),
         limits=limits,
         reference=reference(spec, direction),
-        samples=settings["samples"],
-        seconds=settings["seconds"],
+        **{name: settings[name] for name in ("samples", "turn", "seconds")},
         progress=tell,
     )
     row["results"] = {n: row["results"].get(n) or {"unsupported": refused[n]} for n in tasks}

@@ -167,14 +167,16 @@ def heat(
     entries: dict[str, tuple[Worker, Callable]],
     *,
     samples: int,
+    turn: float,
     seconds: float,
     value: bool = False,
     progress: Callable[[str], None] = lambda doing: None,
 ) -> tuple[dict[str, Result], float | None]:
     """Race the entries: name → (worker, what its `prepare` takes). All prepare and warm up; then everybody gives one
-    sample, then everybody the next, until there are `samples` of each. A sample is the second of two runs in a row:
-    the first finds caches cold, and memory that the system has taken away while the contestant slept (on a virtual
-    machine it made the same pass twice as long after 8 seconds). Returns name → result, and `Neighbours.busy`.
+    sample, then everybody the next, until there are `samples` of each. A sample is the mean over `turn` seconds at
+    least, after half as many that do not count (see `worker.Contestant.sample`). On a virtual machine the first pass
+    of a large network took up to twice as long after the 8 seconds in which the others had theirs, and the next ones
+    less and less: `turn` has to be long enough for that. Returns name → result, and `Neighbours.busy`.
 
     A contestant so slow that its next sample would bring it past `seconds` in all stops early, but never without a
     sample. One that fails says so in its result and leaves the others to race on. `progress` is told what goes on.
@@ -185,7 +187,7 @@ def heat(
     def still_running() -> list[str]:
         return [name for name, result in results.items() if not result.failure]
 
-    def turn(name: str, *questions: tuple):
+    def ask(name: str, *questions: tuple):
         """The answer to the last question; None if the contestant fails at any."""
         try:
             return [entries[name][0].ask(*question) for question in questions][-1]
@@ -194,7 +196,7 @@ def heat(
 
     for name, (_, make) in entries.items():
         progress(f"{name} warms up")
-        turn(name, ("prepare", make), ("warm_up",))
+        ask(name, ("prepare", make), ("warm_up",))
     for number in range(samples):
         for name in still_running():
             taken = results[name].samples
@@ -202,10 +204,10 @@ def heat(
                 continue
             progress(f"{name}, sample {number + 1} of {samples}")
             neighbours.pause()
-            taken.append(turn(name, ("sample",), ("sample",)))
+            taken.append(ask(name, ("sample", turn)))
     for name in still_running():
         result = results[name]
-        result.memory, result.value = turn(name, ("finish", value)) or (None, None)
+        result.memory, result.value = ask(name, ("finish", value)) or (None, None)
     return results, neighbours.busy
 
 

@@ -94,8 +94,7 @@ def _conv_totals(record: dict) -> Table:
         cells.append(line)
     caption = (
         f"Time of {_count(rows)} of VGG-16 at batch {settings['batch']}, {settings['size']}×{settings['size']} pixels, "
-        f"float32, {settings['threads']} threads: medians of up to {settings['samples']} interleaved samples, "
-        "each the second of two runs, summed"
+        f"float32, {settings['threads']} threads: {_samples(settings)}, summed"
     )
     if ratios:
         caption += (
@@ -151,14 +150,20 @@ def task_name(row: dict) -> str:
     return f"{'training step' if row['what'] == 'step' else 'forward'}, {images} of {row['size']}×{row['size']}"
 
 
+def _samples(settings: dict) -> str:
+    return (
+        f"medians of up to {settings['samples']} interleaved samples, each the mean over {settings['turn']:g} s or "
+        "more after half as long to warm up"
+    )
+
+
 def _vgg_matrix(record: dict) -> Table:
     """Tasks by contestants: seconds, and the ratio to the best of PyTorch."""
     settings, names = record["settings"], record["contestants"]
     ratios = any(map(is_pytorch, names))
     cells = [[task_name(row), *(_cell(row["results"].get(name)) for name in names)] for row in record["rows"]]
     caption = (
-        f"VGG-16, float32, {settings['threads']} threads: medians of up to {settings['samples']} interleaved samples, "
-        "each the second of two runs"
+        f"VGG-16, float32, {settings['threads']} threads: {_samples(settings)}"
         + ("; in brackets, how many times as fast as the best of PyTorch's ways" if ratios else "")
         + ". A step is forward, backward and SGD with momentum, dropout included."
     )

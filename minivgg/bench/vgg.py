@@ -104,18 +104,19 @@ def run(
     machine: dict,
     threads: int,
     samples: int = 9,
+    turn: float = 1.0,
     seconds: float = 60,
     tasks: tuple[Task, ...] = TASKS,
     progress: bool = True,
 ) -> dict:
     """Race `contestants` on each of `tasks`; returns the record.
 
-    Each contestant gives `samples` samples, or fewer if those take more than `seconds`. All networks of a heat are in
-    memory together: about 3 GB for each contestant of a training step at 224 pixels. Raises BadInput for settings that
-    make no race.
+    Each contestant gives `samples` samples, `turn` seconds each, or fewer if those take more than `seconds`. All
+    networks of a heat are in memory together: about 3 GB for each contestant of a training step at 224 pixels. Raises
+    BadInput for settings that make no race.
     """
     check(samples, seconds, threads)
-    settings = {"threads": threads, "samples": samples, "seconds": seconds}
+    settings = {"threads": threads, "samples": samples, "turn": turn, "seconds": seconds}
 
     def run_heats(limits: dict) -> list[dict]:
         with tqdm(tasks, "racing", disable=not progress, unit="heat") as bar:
@@ -140,8 +141,7 @@ def _row(task: Task, limits: dict, settings: dict, tell) -> dict:
             **_needs(task, book),
             limits=limits,
             reference=_scores(task) if task.what == "forward" else None,
-            samples=settings["samples"],
-            seconds=settings["seconds"],
+            **{name: settings[name] for name in ("samples", "turn", "seconds")},
             progress=tell,
         )
 

@@ -17,8 +17,6 @@ from pathlib import Path
 
 from minivgg.backends import workspace
 
-TURN = 0.05  # seconds that a sample lasts at least: shorter tasks are repeated, and the mean is the sample
-
 
 class Contestant:
     """What the coordinator may ask for, in this order: `prepare`, `warm_up`, `sample` many times, `finish`."""
@@ -26,7 +24,6 @@ class Contestant:
     def __init__(self):
         self._baseline = _resident("VmRSS")
         self._run: Callable | None = None
-        self._seconds = 0.0
 
     def prepare(self, make: Callable[[], Callable]) -> None:
         """Call `make`, which builds all that the task needs and returns the task."""
@@ -35,19 +32,17 @@ class Contestant:
         _forget_peak()
 
     def warm_up(self) -> None:
-        """Run the task twice: once to compile and to touch memory, once to learn how long it takes."""
-        self._timed()
-        self._timed()
+        """Run the task twice, to compile and to touch memory."""
+        self._mean(2, 0)
 
-    def sample(self) -> float:
-        """Seconds that the task takes, the mean over one turn."""
-        if self._seconds < TURN:
-            self._timed()  # not counted: it wakes the threads, and fetches what the others drove from the caches
-        began, runs = time.perf_counter(), 0
-        while (elapsed := time.perf_counter() - began) < TURN or not runs:
-            self._timed()
-            runs += 1
-        return elapsed / runs
+    def sample(self, turn: float) -> float:
+        """Seconds that the task takes: the mean over a turn of so many seconds, or over one run if that is longer.
+
+        Before the turn the task runs for half as long, at least once, and is not timed: that wakes the threads, fetches
+        what the others drove from the caches, and has the system find again what it put away as the contestant slept.
+        """
+        self._mean(1, turn / 2)
+        return self._mean(1, turn)
 
     def finish(self, value: bool) -> tuple[int | None, object]:
         """Forget the task; returns the most bytes that it held, inputs and weights included and imports not (None where
@@ -59,11 +54,13 @@ class Contestant:
         workspace.release()
         return memory, answer
 
-    def _timed(self) -> float:
-        began = time.perf_counter()
-        self._run()
-        self._seconds = time.perf_counter() - began
-        return self._seconds
+    def _mean(self, least: int, seconds: float) -> float:
+        """Run the task at least so often and for so many seconds; returns the seconds of one run."""
+        began, runs = time.perf_counter(), 0
+        while (elapsed := time.perf_counter() - began) < seconds or runs < least:
+            self._run()
+            runs += 1
+        return elapsed / runs
 
 
 def _resident(key: str) -> int | None:

@@ -103,7 +103,7 @@ def run_vgg(arguments) -> int:
     from minivgg.bench import vgg
 
     tasks = vgg.choose(arguments.tasks) if arguments.tasks else vgg.TASKS
-    return _race(vgg.run, arguments, {"tasks": vgg.QUICK if arguments.quick else tasks})
+    return _race(vgg.run, arguments, {"tasks": vgg.QUICK, "turn": 0.05} if arguments.quick else {"tasks": tasks})
 
 
 def _tuple(names: list[str] | None) -> tuple[str, ...] | None:
