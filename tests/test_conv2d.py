@@ -1,6 +1,5 @@
 """The ladder: the seven loops against SciPy and numbers worked by hand, every other rung against the seven loops."""
 
-import json
 import re
 
 import numpy as np
@@ -10,8 +9,6 @@ from hypothesis import strategies as st
 from scipy.signal import convolve2d, correlate2d
 
 from minivgg.backends import workspace
-from minivgg.backends.jit import threads
-from minivgg.errors import BadInput
 from minivgg.ops import conv2d
 from minivgg.ops.conv2d import ALGORITHMS, Algorithm, ConvSpec, conv2d_backward, conv2d_forward, im2col, naive
 from minivgg.testing import GEOMETRIES, check_conv, check_op
@@ -120,11 +117,15 @@ def test_by_hand_with_stride_and_padding():
 # ---- Every rung ----
 
 
-@pytest.mark.parametrize("algorithm", ALGORITHMS)
+EVERY_RUNG = [pytest.param(name, marks=pytest.mark.compiled if row.fuses else ()) for name, row in ALGORITHMS.items()]
+
+
+@pytest.mark.parametrize("algorithm", EVERY_RUNG)
 def test_conforms(algorithm):
     check_conv(algorithm, *FEW)
 
 
+@pytest.mark.compiled
 def test_what_is_above_the_rungs_conforms():
     check_op((conv2d_forward, conv2d_backward), *map(conv_case, FEW))
 
@@ -141,7 +142,7 @@ def geometries(draw):
     return (draw(st.integers(1, 3)), C, *size), (draw(sizes), C, *kernel), stride, padding
 
 
-@pytest.mark.parametrize("algorithm", ALGORITHMS)
+@pytest.mark.parametrize("algorithm", EVERY_RUNG)
 @given(geometry=geometries())
 def test_any_geometry(algorithm, dtype, geometry):
     x, w, dy, spec = tensors(geometry, dtype)
@@ -272,51 +273,6 @@ def test_float64_is_for_checking_gradients():
     _, _, _, spec = tensors(GEOMETRIES["VGG"], "float64")
     assert conv2d.plan(spec, dtype=np.float64).name == "im2col"
     assert conv2d.explain(spec, dtype=np.float64) == f"im2col: {im2col.ALGORITHM.reason}"
-
-
-def vgg(N, C, size, O):
-    return ConvSpec(N, C, size, size, O, 3, 3, (1, 1), (1, 1))
-
-
-@pytest.mark.parametrize(
-    "spec, direction, prepared, name",
-    [
-        (vgg(8, 3, 224, 64), "forward", False, "direct"),  # three channels: nothing to win by transforms
-        (vgg(8, 64, 224, 64), "forward", False, "winograd"),
-        (vgg(8, 512, 28, 512), "grad_weight", False, "winograd"),
-        (vgg(1, 512, 14, 512), "forward", False, "winograd2"),  # few tiles: half as many filters to transform
-        (vgg(128, 512, 2, 512), "forward", False, "winograd2"),  # a tile of 4 × 4 would be three quarters empty
-        (ConvSpec(8, 3, 224, 224, 96, 11, 11, (4, 4), (2, 2)), "forward", False, "direct"),  # AlexNet
-    ],
-)
-def test_the_plan_knows_its_trade(spec, direction, prepared, name, monkeypatch):
-    monkeypatch.setattr(conv2d.planning, "measurements", lambda threads: {})
-    assert conv2d.plan(spec, direction, prepared=prepared).name == name
-
-
-def test_the_plan_believes_what_was_measured(monkeypatch, tmp_path):
-    spec = vgg(8, 64, 224, 64)
-    table = {conv2d.planning.machine(threads()): {conv2d.planning.key(spec, "forward"): {"naive": 0.0}}}
-    (tmp_path / "table.json").write_text(json.dumps(table))
-    monkeypatch.setenv("MINIVGG_TUNING", str(tmp_path / "table.json"))
-    conv2d.planning.measurements.cache_clear()
-    try:
-        assert conv2d.plan(spec).name == "naive"
-        assert conv2d.plan(spec, "grad_weight").name == "winograd"
-    finally:
-        conv2d.planning.measurements.cache_clear()
-
-
-@pytest.mark.parametrize("content", ["{", "[]"])
-def test_a_broken_table_of_measurements_is_named(content, monkeypatch, tmp_path):
-    (tmp_path / "table.json").write_text(content)
-    monkeypatch.setenv("MINIVGG_TUNING", str(tmp_path / "table.json"))
-    conv2d.planning.measurements.cache_clear()
-    try:
-        with pytest.raises(BadInput, match=r"table\.json: not a table of measurements"):
-            conv2d.plan(vgg(1, 3, 8, 4))
-    finally:
-        conv2d.planning.measurements.cache_clear()
 
 
 def test_rows_are_named_by_their_keys():

@@ -72,6 +72,7 @@ SIZES = [
 ]  # fmt: skip
 
 
+@pytest.mark.compiled
 @pytest.mark.parametrize("padding", [0, 1, 2])
 @pytest.mark.parametrize("x_shape, O", SIZES)
 @pytest.mark.parametrize("name", ["direct", "implicit_gemm", "winograd2", "winograd"])
@@ -95,6 +96,7 @@ def test_every_remainder(name, x_shape, O, padding):
         assert found.shape == expected.shape and abs(found - expected).max() <= bound, function
 
 
+@pytest.mark.compiled
 @pytest.mark.parametrize("name", [row.name for row in ALGORITHMS.values() if row.fuses])
 def test_fused_is_what_it_is_one_after_the_other(name):
     algorithm = ALGORITHMS[name]
@@ -133,6 +135,7 @@ def smooth(curve):
     return np.convolve(curve, np.full(20, 1 / 20), "valid")
 
 
+@pytest.mark.compiled
 def test_training_by_winograd_is_training():
     """Half a digit less in every product, and the loss goes the same way: nearer than that of another seed."""
     exact, fast, other = losses("direct", 0), losses("winograd", 0), losses("direct", 1)

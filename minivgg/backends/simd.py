@@ -19,6 +19,7 @@ float64: correct everywhere, and fast where it is meant to be.
 """
 
 import inspect
+from fractions import Fraction
 from types import SimpleNamespace
 
 import numba
@@ -60,7 +61,8 @@ def traced(function):
 
 def run_plain(function, *arguments) -> None:
     """Run the body of a traced function on NumPy arrays and integers, without compiling anything."""
-    function(_Plain(), *(_PlainPointer(a) if isinstance(a, np.ndarray) else a for a in arguments))
+    with np.errstate(all="ignore"):  # as in compiled code; padding that nobody reads again may hold anything
+        function(_Plain(), *(_PlainPointer(a) if isinstance(a, np.ndarray) else a for a in arguments))
 
 
 def _wrap(code, context, numba_type, value):
@@ -282,6 +284,11 @@ class _PlainPointer:
 
 class _PlainVector(np.ndarray):
     """What `_Vector` is, for NumPy."""
+
+    def __mul__(self, other):
+        return super().__mul__(float(other) if isinstance(other, Fraction) else other)
+
+    __rmul__ = __mul__
 
     def at_least(self, floor):
         return np.where(self < floor, self.dtype.type(0) + floor, self).view(_PlainVector)

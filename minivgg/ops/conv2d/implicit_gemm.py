@@ -27,6 +27,7 @@ from minivgg.ops.conv2d.packing import epilogue
 from minivgg.ops.conv2d.spec import Algorithm, ConvSpec
 
 _PIXELS = 2 * ROWS  # of a panel
+_GATHERED = 4 << 20  # bytes of panels that the last cache holds without effort
 
 
 @njit(cache=True)
@@ -117,7 +118,7 @@ forward, grad_input = two_passes(_run)
 def grad_weight(dy, x, spec: ConvSpec):
     dy = widened(nhwc(dy)).reshape(spec.N * spec.OH * spec.OW, -1)
     stretch = -(-spec.columns // 2) * 2  # an odd block of rows reads and writes one more
-    at_once = max(1, min(len(dy), (4 << 20) // (stretch * x.itemsize)))
+    at_once = max(1, min(len(dy), _GATHERED // (stretch * x.itemsize)))
     panel = workspace.buffer("implicit gemm panels", (at_once, stretch), x.dtype)
     dw = workspace.buffer("direct filters", (stretch, dy.shape[1]), dy.dtype)
     dw[:] = 0

@@ -1,0 +1,108 @@
+"""The fast rungs where they branch: the smallest shapes that take every path, quick even as plain Python.
+
+So `mutate.py` can ask them about each mutant. Everything is float64 here, and compared with one `einsum`: a mistake of
+a single number in a single place is a million times larger than rounding.
+"""
+
+import numpy as np
+import pytest
+
+from minivgg.ops.conv2d import ALGORITHMS, ConvSpec, direct, implicit_gemm, winograd
+from minivgg.testing import oracles
+
+FAST = "direct", "implicit_gemm", "winograd2", "winograd"
+
+# name → x (N, C, H, W), O, window, stride, padding
+CASES = {
+    "little of everything": ((2, 3, 5, 6), 2, (3, 3), (1, 1), (1, 1)),
+    "a pixel": ((1, 1, 1, 1), 1, (3, 3), (1, 1), (1, 1)),
+    "channels fill a vector": ((1, 16, 7, 5), 16, (3, 3), (1, 1), (0, 2)),
+    "a channel more than a vector": ((1, 17, 6, 6), 33, (3, 3), (1, 1), (1, 0)),
+    "two blocks": ((1, 48, 4, 9), 64, (3, 3), (1, 1), (1, 1)),
+    "two groups of tiles": ((1, 2, 5, 68), 3, (3, 3), (1, 1), (1, 1)),
+    "stride": ((2, 3, 8, 7), 5, (3, 3), (2, 1), (1, 1)),
+    "steps over pixels": ((1, 2, 9, 8), 34, (2, 2), (3, 3), (0, 0)),
+    "a wide window": ((1, 5, 6, 9), 3, (2, 5), (1, 2), (1, 2)),
+    "pointwise": ((2, 18, 3, 2), 4, (1, 1), (1, 1), (0, 0)),
+}
+
+
+def drawn(case):
+    """(spec, x, w, dy), random and signed."""
+    x_shape, O, window, stride, padding = CASES[case]
+    rng, spec = np.random.default_rng(0), ConvSpec.of(x_shape, (O, x_shape[1], *window), stride, padding)
+    return spec, *(rng.standard_normal(shape) for shape in (x_shape, spec.w_shape, spec.y_shape))
+
+
+def expected_gradients(x, w, dy, spec):
+    """dx by handing each output's share back to the pixels it looked at, and dw."""
+    seen = oracles.windows(x, (spec.KH, spec.KW), spec.stride, spec.padding)
+    dw = np.einsum("nohw,nchwij->ocij", dy, seen)
+    shares = np.einsum("nohw,ocij->nchwij", dy, w)
+    (top, left), (sh, sw) = spec.padding, spec.stride
+    padded = np.zeros((spec.N, spec.C, spec.H + 2 * top, spec.W + 2 * left))
+    for i, j in np.ndindex(spec.OH, spec.OW):
+        padded[:, :, i * sh : i * sh + spec.KH, j * sw : j * sw + spec.KW] += shares[:, :, i, j]
+    return padded[:, :, top : top + spec.H, left : left + spec.W], dw
+
+
+def compare(algorithm, case):
+    spec, x, w, dy = drawn(case)
+    b = np.linspace(-1, 1, spec.O)
+    y = oracles.conv2d(x, w, stride=spec.stride, padding=spec.padding)
+    dx, dw = expected_gradients(x, w, dy, spec)
+    near = {"rtol": 0, "atol": 1e-9}
+    np.testing.assert_allclose(algorithm.forward(x, w, spec), y, **near)
+    fused = np.maximum(y + b[:, None, None], 0)
+    np.testing.assert_allclose(algorithm.forward(x, w, spec, bias=b, relu=True), fused, **near)
+    prepared = algorithm.prepare(w).copy()
+    np.testing.assert_allclose(algorithm.forward(x, w, spec, bias=b, relu=True, prepared=prepared), fused, **near)
+    np.testing.assert_allclose(algorithm.grad_input(dy, w, spec), dx, **near)
+    np.testing.assert_allclose(algorithm.grad_input(dy, w, spec, mask=x), np.where(x > 0, dx, 0), **near)
+    np.testing.assert_allclose(algorithm.grad_weight(dy, x, spec), dw, **near)
+
+
+@pytest.mark.parametrize("name", FAST)
+@pytest.mark.parametrize("case", CASES)
+def test_every_path(name, case):
+    algorithm, (spec, *_) = ALGORITHMS[name], drawn(case)
+    if algorithm.supports(spec, "cpu"):
+        assert name.startswith("winograd") and (spec.KH, spec.KW, *spec.stride) != (3, 3, 1, 1)
+    else:
+        compare(algorithm, case)
+
+
+# ---- The same in other portions: nothing may depend on how large a cache is thought to be, or on who does what ----
+
+
+@pytest.fixture(params=[1, 2, 3, 7], ids="{} workers".format)
+def crumbs(request, monkeypatch):
+    """Caches of nothing, so that every portion is as small as it gets, and so many workers to share them."""
+    for module in (direct, implicit_gemm, winograd):
+        monkeypatch.setattr(module, "threads", lambda: request.param)
+    monkeypatch.setattr(direct, "_L2", 1)
+    monkeypatch.setattr(implicit_gemm, "_GATHERED", 1)
+    monkeypatch.setattr(winograd, "_LAST_CACHE", 0)
+    monkeypatch.setattr(winograd, "_CHUNK", 1)
+
+
+@pytest.mark.parametrize("name", FAST)
+@pytest.mark.parametrize("case", ["little of everything", "a channel more than a vector", "stride"])
+def test_in_crumbs(name, case, crumbs):
+    if ALGORITHMS[name].supports(drawn(case)[0], "cpu") is None:
+        compare(ALGORITHMS[name], case)
+
+
+@pytest.mark.parametrize(
+    "tiles, blocks, workers, expected",
+    [
+        (1, 1, 1, (2, 1)),  # a pair at least, for the micro-kernel takes rows in pairs
+        (128, 4, 2, (64, 4)),  # a group for each worker
+        (200, 4, 2, (50, 4)),  # as many for one as for the other
+        (6272, 2, 2, (64, 2)),
+        (60, 4, 2, (60, 2)),  # too few tiles for two groups: every worker has half of the outputs
+        (60, 3, 8, (60, 1)),
+    ],
+)
+def test_shares_of_winograd(tiles, blocks, workers, expected):
+    assert winograd._tiling(tiles, blocks, workers) == expected
