@@ -7,7 +7,8 @@ Each mutant is one change of one place: an operator, a comparison, a constant, a
 only in memory, in a forked process that imports the changed module and runs the tests of that file until the first one
 fails. Kernels run as plain Python (`NUMBA_DISABLE_JIT`), so that nothing is compiled, and tests that are marked
 `compiled`, because they take minutes so, are left out. A mutant on which the tests pass has survived: either a test is
-missing, or the change changes nothing that anyone could see, and then `tests/mutation_survivors.toml` says why. Exit status 1 if a survivor is not explained there, or the score is below 95%.
+missing, or the change changes nothing that anyone could see, and then `tests/mutation_survivors.toml` says why.
+Exit status 1 if a survivor is not explained there, or the score is below 95%.
 """
 
 import argparse
