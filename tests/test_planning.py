@@ -53,3 +53,106 @@ def test_a_broken_table_of_measurements_is_named(content, monkeypatch, tmp_path)
             conv2d.plan(vgg(1, 3, 8, 4))
     finally:
         planning.measurements.cache_clear()
+
+
+# ---- By hand: FLOP through 230 GFLOP/s a thread, gathered bytes through 15 GB/s, filters through what they come by ----
+
+
+def conv(N=1, C=32, H=4, W=4, O=32, K=3, stride=1, padding=1):
+    return ConvSpec.of((N, C, H, W), (O, C, K, K), stride, padding)
+
+
+@pytest.mark.parametrize(
+    "rows, factor",
+    [(14, 1), (28, 1), (1, 4), (2, 2), (4, 1), (5, 6 / 5), (15, 16 / 15), (29, 30 / 29)],
+)
+def test_how_long_few_rows_take(rows, factor):
+    """In blocks of an even number of rows, 14 at most; and never faster than four rows."""
+    assert planning._rows_factor(rows) == pytest.approx(factor)
+
+
+def test_winograd_by_hand():
+    # 4 tiles of 2×2, 16 planes: 2·4·16·32·32 FLOP; tiles of 32 + 32 channels; filters of 16·32·32 numbers
+    flop, transforms, filters = 131072, 4 * 16 * 4 * 64, 4 * 16 * 1024
+    expected = flop / 230e9 + transforms / 15e9 + filters / 20e9
+    assert planning.estimate("winograd2", conv(), "forward", 1) == pytest.approx(expected)
+    assert planning.estimate("winograd2", conv(), "grad_input", 1) == pytest.approx(expected)
+    two = flop / 460e9 + transforms / 30e9 + filters / 20e9
+    assert planning.estimate("winograd2", conv(), "forward", 2) == pytest.approx(two)
+    prepared = flop / 230e9 + transforms / 15e9 + filters / 60e9
+    assert planning.estimate("winograd2", conv(), "forward", 1, prepared=True) == pytest.approx(prepared)
+    # one tile of 4×4 for each of four images, 36 planes
+    larger = 2 * 4 * 36 * 1024 / 230e9 + 4 * 36 * 4 * 64 / 15e9 + 4 * 36 * 1024 / 20e9
+    assert planning.estimate("winograd", conv(N=4), "forward", 1) == pytest.approx(larger)
+
+
+def test_winograd_rounds_up():
+    # 5×7 pixels are 2 × 2 tiles of 4×4 each; 48 outputs take two blocks of 32, but a gradient of 32 inputs takes one
+    spec = conv(H=5, W=7, O=48)
+    flop, transforms, filters = 2 * 4 * 36 * 32 * 48, 4 * 36 * 4 * 80, 4 * 36 * 32 * 48
+    forward = flop * 64 / 48 / 230e9 + transforms / 15e9 + filters / 20e9
+    assert planning.estimate("winograd", spec, "forward", 1) == pytest.approx(forward)
+    grad_input = flop / 230e9 + transforms / 15e9 + filters / 20e9
+    assert planning.estimate("winograd", spec, "grad_input", 1) == pytest.approx(grad_input)
+
+
+def test_direct_by_hand():
+    spec = conv(H=14, W=14)  # 9·32·32 multiply-adds a pixel; a row is one block; x is copied to bands, and read there
+    flop, image, filters = 2 * 196 * 9216, 4 * 196 * 32, 4 * 9216
+    forward = flop / 230e9 + 2 * image / 15e9 + filters / 8e9
+    assert planning.estimate("direct", spec, "forward", 1) == pytest.approx(forward)
+    assert planning.estimate("direct", spec, "forward", 1, prepared=True) == pytest.approx(forward - filters / 8e9)
+    assert planning.estimate("direct", spec, "grad_input", 1) == pytest.approx(forward)
+    # the gradient of the filters, 3·32 rows at a time, is read and written once for each image of 512 pixels or fewer
+    grad_weight = flop / 230e9 + (image + filters) / 15e9 + 3 * filters / 8e9
+    assert planning.estimate("direct", spec, "grad_weight", 1) == pytest.approx(grad_weight)
+    large = conv(N=2, H=32, W=32)
+    grad_weight = 2 * 2048 * 9216 / 230e9 + (4 * 2048 * 32 + 2 * 2 * filters) / 15e9 + 3 * filters / 8e9
+    assert planning.estimate("direct", large, "grad_weight", 1) == pytest.approx(grad_weight)
+
+
+def test_direct_with_a_stride_multiplies_zeros():
+    spec = conv(H=28, W=28, stride=2)  # 14×14 outputs; the gradient of 28×28 inputs takes four times as many products
+    flop, filters = 2 * 196 * 9216, 4 * 9216
+    forward = flop / 230e9 + 8 * 196 * 32 / 15e9 + filters / 8e9
+    assert planning.estimate("direct", spec, "forward", 1) == pytest.approx(forward)
+    grad_input = 4 * flop / 230e9 + 8 * 784 * 32 / 15e9 + filters / 8e9
+    assert planning.estimate("direct", spec, "grad_input", 1) == pytest.approx(grad_input)
+
+
+def test_direct_reads_large_filters_for_every_band():
+    spec = conv(C=256, O=256, H=14, W=14)  # 2.4 MB of filters, more than the second-level cache holds
+    flop, image, filters = 2 * 196 * 9 * 65536, 4 * 196 * 256, 4 * 9 * 65536
+    for workers, bands in ((1, 4), (2, 8), (4, 14)):  # four for each worker, but no more than there are rows
+        expected = flop / 230e9 / workers + 2 * image / 15e9 / workers + filters / 8e9
+        expected += bands * filters / 60e9 / workers
+        assert planning.estimate("direct", spec, "forward", workers) == pytest.approx(expected)
+
+
+def test_implicit_gemm_by_hand():
+    spec = conv(H=7, W=8)  # 56 pixels are two panels
+    flop, columns, filters = 2 * 56 * 9216, 4 * 56 * 288, 4 * 9216
+    forward = flop / 230e9 + 1.5 * columns / 15e9 + filters / 8e9
+    assert planning.estimate("implicit_gemm", spec, "forward", 1) == pytest.approx(forward)
+    assert planning.estimate("implicit_gemm", spec, "grad_weight", 1) == pytest.approx(forward + 2 * filters / 8e9)
+    large = conv(C=256, O=256, H=7, W=8)
+    flop, columns, filters = 2 * 56 * 9 * 65536, 4 * 56 * 2304, 4 * 9 * 65536
+    forward = flop / 230e9 + 1.5 * columns / 15e9 + filters / 8e9 + 2 * filters / 60e9
+    assert planning.estimate("implicit_gemm", large, "forward", 1) == pytest.approx(forward)
+    grad_weight = flop / 230e9 + 1.5 * columns / 15e9 + 3 * filters / 8e9
+    assert planning.estimate("implicit_gemm", large, "grad_weight", 1) == pytest.approx(grad_weight)
+
+
+def test_whole_blocks_of_outputs_are_computed():
+    for name in ("direct", "implicit_gemm"):
+        few, whole = (planning.estimate(name, conv(H=14, W=14, O=O), "forward", 1, prepared=True) for O in (3, 32))
+        assert few == pytest.approx(whole)
+
+
+def test_nothing_is_known_of_others():
+    assert planning.estimate("mine", conv(), "forward", 1) == float("inf")
+
+
+def test_the_key_of_a_measurement():
+    spec = ConvSpec.of((2, 3, 8, 9), (4, 3, 3, 5), (2, 1), (1, 0))
+    assert planning.key(spec, "forward") == "forward 2x3x8x9 to 4, 3x5 stride 2x1 padding 1x0"
