@@ -18,6 +18,7 @@ import importlib
 import importlib.abc
 import importlib.util
 import os
+import shlex
 import signal
 import sys
 import tomllib
@@ -33,22 +34,22 @@ OPS = ROOT / "minivgg" / "ops"
 EXPLAINED = Path(__file__).with_name("mutation_survivors.toml")
 SECONDS = 600  # a mutant that runs longer loops for ever, and counts as noticed: the tests take a tenth of it
 
-# The test files that answer for each file of ops, fastest first.
+# The test files that answer for each file of ops, fastest first; behind -k, which of their tests.
 TESTS = {
     "avgpool": ["pooling", "defaults"],
     "batchnorm": ["norms", "defaults"],
     "channels": ["norms", "linear", "conv2d"],
     "conv2d/__init__": ["conv2d", "defaults"],
-    "conv2d/direct": ["rungs", "winograd"],
+    "conv2d/direct": ["rungs -k 'direct or implicit'"],
     "conv2d/im2col": ["conv2d"],
-    "conv2d/implicit_gemm": ["rungs"],
+    "conv2d/implicit_gemm": ["rungs -k implicit"],
     "conv2d/naive": ["conv2d"],
     "conv2d/packing": ["rungs"],
     "conv2d/planning": ["planning"],
     "conv2d/spec": ["defaults", "conv2d", "ledger"],
-    "conv2d/toom_cook": ["winograd", "rungs"],
-    "conv2d/winograd": ["rungs", "winograd"],
-    "conv2d/winograd_kernels": ["rungs"],
+    "conv2d/toom_cook": ["winograd"],
+    "conv2d/winograd": ["rungs -k winograd"],
+    "conv2d/winograd_kernels": ["rungs -k winograd"],
     "dropout": ["elementwise", "defaults"],
     "flatten": ["elementwise"],
     "gemm": ["gemm"],
@@ -199,11 +200,13 @@ def _in_child(mutant: Mutant | None) -> None:
     silence = os.open(os.devnull, os.O_WRONLY)
     os.dup2(silence, 1)
     os.dup2(silence, 2)
-    files = TESTS[mutant.file] if mutant else sorted({name for names in TESTS.values() for name in names})
+    asked = TESTS[mutant.file] if mutant else sorted({name.split()[0] for names in TESTS.values() for name in names})
     if mutant:
         sys.meta_path.insert(0, _Planter(mutant))
-    paths = [str(ROOT / "tests" / f"test_{name}.py") for name in files]
-    os._exit(int(pytest.main(["-x", "-q", "-m", "not compiled", "-p", "no:cacheprovider", *paths])))
+    words = []
+    for name, *options in map(shlex.split, asked):
+        words += [str(ROOT / "tests" / f"test_{name}.py"), *options]
+    os._exit(int(pytest.main(["-x", "-q", "-m", "not compiled", "-p", "no:cacheprovider", *words])))
 
 
 def explanations() -> dict[str, str]:

@@ -17,9 +17,11 @@ CASES = {
     "little of everything": ((2, 3, 5, 6), 2, (3, 3), (1, 1), (1, 1)),
     "a pixel": ((1, 1, 1, 1), 1, (3, 3), (1, 1), (1, 1)),
     "channels fill a vector": ((1, 16, 7, 5), 16, (3, 3), (1, 1), (0, 2)),
-    "a channel more than a vector": ((1, 17, 6, 6), 33, (3, 3), (1, 1), (1, 0)),
-    "two blocks": ((1, 48, 4, 9), 64, (3, 3), (1, 1), (1, 1)),
-    "two groups of tiles": ((1, 2, 5, 68), 3, (3, 3), (1, 1), (1, 1)),
+    "a channel more than a vector": ((1, 17, 6, 5), 17, (3, 3), (1, 1), (1, 0)),
+    "two blocks of outputs": ((1, 2, 4, 5), 40, (3, 3), (1, 1), (1, 1)),
+    "two blocks of inputs": ((1, 34, 4, 5), 3, (3, 3), (1, 1), (1, 1)),
+    "whole blocks": ((1, 32, 4, 4), 32, (3, 3), (1, 1), (1, 1)),
+    "many pixels": ((1, 2, 5, 35), 3, (3, 3), (1, 1), (1, 1)),
     "stride": ((2, 3, 8, 7), 5, (3, 3), (2, 1), (1, 1)),
     "steps over pixels": ((1, 2, 9, 8), 34, (2, 2), (3, 3), (0, 0)),
     "a wide window": ((1, 5, 6, 9), 3, (2, 5), (1, 2), (1, 2)),
@@ -84,10 +86,11 @@ def crumbs(request, monkeypatch):
     monkeypatch.setattr(implicit_gemm, "_GATHERED", 1)
     monkeypatch.setattr(winograd, "_LAST_CACHE", 0)
     monkeypatch.setattr(winograd, "_CHUNK", 1)
+    monkeypatch.setattr(winograd, "_GROUP", 4)
 
 
 @pytest.mark.parametrize("name", FAST)
-@pytest.mark.parametrize("case", ["little of everything", "a channel more than a vector", "stride"])
+@pytest.mark.parametrize("case", ["little of everything", "two blocks of outputs", "stride", "many pixels"])
 def test_in_crumbs(name, case, crumbs):
     if ALGORITHMS[name].supports(drawn(case)[0], "cpu") is None:
         compare(ALGORITHMS[name], case)

@@ -34,6 +34,7 @@ from minivgg.ops.conv2d.spec import Algorithm, ConvSpec
 from minivgg.ops.conv2d.toom_cook import growth, matrices, sandwich
 
 _LAST_CACHE = 16 << 20  # bytes: what the next layer will still find in a cache
+_GROUP = 64  # tiles of one task, or nearly so
 _CHUNK = 8 << 20  # bytes of transformed tiles that the third-level cache holds without effort
 
 
@@ -91,7 +92,7 @@ def _tiling(tiles: int, blocks: int, workers: int) -> tuple[int, int]:
     Filters are read once for each group of tiles, so a group should be large; its transform should not leave the
     cache, so it should be small: between 40 and 100 tiles all is well. Few tiles are shared out by outputs instead.
     """
-    groups = max(1, round(tiles / 64))
+    groups = max(1, round(tiles / _GROUP))
     if groups >= workers:
         groups = _up(groups, workers)
     parts = -(-workers // groups) if groups < workers else 1
