@@ -206,7 +206,13 @@ def _in_child(mutant: Mutant | None) -> None:
     words = []
     for name, *options in map(shlex.split, asked):
         words += [str(ROOT / "tests" / f"test_{name}.py"), *options]
-    os._exit(int(pytest.main(["-x", "-q", "-m", "not compiled", "-p", "no:cacheprovider", *words])))
+    os._exit(
+        int(
+            pytest.main(
+                ["-x", "-q", "-m", "not compiled", "-p", "no:cacheprovider", "--tb=no", "--assert=plain", *words]
+            )
+        )
+    )
 
 
 def explanations() -> dict[str, str]:
@@ -223,7 +229,7 @@ def main() -> int:
     os.environ |= {"NUMBA_DISABLE_JIT": "1", "OPENBLAS_NUM_THREADS": "1"}
     os.chdir(ROOT)
     sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
-    for slow in ("numba", "pytest", "scipy.signal", "scipy.special"):  # once, for all the forks
+    for slow in ("numba", "pytest", "scipy.signal", "scipy.special", "matplotlib.pyplot"):  # once, for all the forks
         importlib.import_module(slow)
     if not survives(None):
         print("the tests fail on the code as it is; nothing to learn from mutants", file=sys.stderr)

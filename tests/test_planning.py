@@ -55,7 +55,7 @@ def test_a_broken_table_of_measurements_is_named(content, monkeypatch, tmp_path)
         planning.measurements.cache_clear()
 
 
-# ---- By hand: FLOP through 230 GFLOP/s a thread, gathered bytes through 15 GB/s, filters through what they come by ----
+# ---- By hand: FLOP at 230 GFLOP/s a thread, gathered bytes at 15 GB/s, filters at what they come by ----
 
 
 def conv(N=1, C=32, H=4, W=4, O=32, K=3, stride=1, padding=1):
