@@ -107,6 +107,28 @@ def test_frozen_gives_the_same_scores(name):
     np.testing.assert_array_equal(net.forward(x), expected)  # and the network is what it was
 
 
+@pytest.mark.parametrize("size", [(8, 9), (3, 5), (2, 2)])
+@pytest.mark.parametrize("algorithm", ["auto", "winograd", "winograd2", "direct", "naive"])
+def test_convolutions_pool_where_nothing_is_kept(algorithm, size):
+    net = Sequential(conv(3, 17, algorithm=algorithm), ReLU(), MaxPool2d(2), conv(17, 4))
+    x = np.random.default_rng(0).standard_normal((2, 3, *size), np.float32)
+    assert net.steps(keep=False) == [(net[0], {"relu": True, "pool": True}), (net[3], {})]
+    assert net.steps(keep=True) == [(net[0], {}), (net[2], {"relu": True}), (net[3], {})]
+    expected = net.forward(x, keep=True)
+    np.testing.assert_array_equal(net.forward(x), expected)
+    with pytest.raises(RuntimeError, match="nothing to go back through"):
+        net.backward(expected)
+    frozen, alone = net.freeze(), net.freeze()
+    alone.fused = False
+    np.testing.assert_array_equal(frozen.forward(x), alone.forward(x))
+
+
+def test_other_pools_are_left_to_their_layer():
+    for pool in (MaxPool2d(3, 2), MaxPool2d(2, 1), MaxPool2d(2, 2, 1)):
+        net = Sequential(conv(3, 3), ReLU(), pool)
+        assert [options for _, options in net.steps(keep=False)] == [{}, {"relu": True}]
+
+
 def test_frozen_is_not_for_training():
     frozen = Sequential(conv(3, 3), BatchNorm2d(3), ReLU()).freeze()
     with pytest.raises(RuntimeError, match="this convolution is frozen: train the network that it was frozen from"):

@@ -59,6 +59,9 @@ def compare(algorithm, case):
     np.testing.assert_allclose(algorithm.forward(x, w, spec, bias=b, relu=True), fused, **near)
     prepared = algorithm.prepare(w).copy()
     np.testing.assert_allclose(algorithm.forward(x, w, spec, bias=b, relu=True, prepared=prepared), fused, **near)
+    if algorithm.pools and min(spec.OH, spec.OW) > 1:
+        pooled = algorithm.forward(x, w, spec, bias=b, relu=True, pool=True)
+        np.testing.assert_allclose(pooled, oracles.maxpool2d(fused, 2), **near)
     np.testing.assert_allclose(algorithm.grad_input(dy, w, spec), dx, **near)
     np.testing.assert_allclose(algorithm.grad_input(dy, w, spec, mask=x), np.where(x > 0, dx, 0), **near)
     np.testing.assert_allclose(algorithm.grad_weight(dy, x, spec), dw, **near)

@@ -57,12 +57,13 @@ class Sequential(_Container):
     fused = True
     _ran: list | None = None  # the layers that the last forward ran
 
-    def steps(self) -> list[tuple[Layer, dict]]:
-        """The layers that a forward runs, each with the options that make it do a neighbour's work."""
-        return fusion.steps(list(self)) if self.fused else [(layer, {}) for layer in self]
+    def steps(self, keep=True) -> list[tuple[Layer, dict]]:
+        """The layers that a forward runs, each with the options that make it do a neighbour's work. Where nothing is
+        kept for a backward, there are fewer."""
+        return fusion.steps(list(self), keep) if self.fused else [(layer, {}) for layer in self]
 
     def forward(self, x, train=False, *, keep=None):
-        steps = self.steps()
+        steps = self.steps(train if keep is None else keep)
         for layer, options in steps:
             x = layer.forward(x, train, keep=keep, **options)
         self._ran = [layer for layer, _ in steps]

@@ -54,14 +54,14 @@ class Conv2d(Layer):
         self.bias = Param(np.zeros(out_channels, dtype)) if bias else None
         self._prepared = None  # once frozen, the filters as the algorithms want them
 
-    def _forward(self, x, train, relu=False, after_relu=False):
+    def _forward(self, x, train, relu=False, after_relu=False, pool=False):
         if train and self._prepared is not None:
             raise RuntimeError(
                 "this convolution is frozen: train the network that it was frozen from, and freeze again"
             )
         b = self.bias.data if self.bias else None
         options = {"stride": self.stride, "padding": self.padding, "algorithm": self.algorithm}
-        y, cache = conv2d_forward(x, self.weight.data, b, relu=relu, prepared=self._prepared, **options)
+        y, cache = conv2d_forward(x, self.weight.data, b, relu=relu, pool=pool, prepared=self._prepared, **options)
         return y, (cache, after_relu)
 
     def _backward(self, dy, cache, need_dx):

@@ -19,6 +19,7 @@ from minivgg.ops.channels import add_per_channel, sum_per_channel
 from minivgg.ops.conv2d import direct, im2col, implicit_gemm, naive, planning, winograd
 from minivgg.ops.conv2d.planning import ESTIMATES
 from minivgg.ops.conv2d.spec import Algorithm, ConvSpec
+from minivgg.ops.maxpool import maxpool2d_forward
 from minivgg.ops.relu import relu_backward, relu_forward
 from minivgg.ops.windows import check_gradient, check_parameters
 
@@ -103,7 +104,7 @@ def _chosen(name: str, spec: ConvSpec, direction: str, x, prepared=False) -> Alg
     return _supported(name, spec, device)
 
 
-def conv2d_forward(x, w, b=None, *, stride=1, padding=0, algorithm="auto", relu=False, prepared=None):
+def conv2d_forward(x, w, b=None, *, stride=1, padding=0, algorithm="auto", relu=False, pool=False, prepared=None):
     """Convolve images with filters (a cross-correlation, zero-padded).
 
     x (N, C, H, W), w (O, C, KH, KW), b (O,) or None → y (N, O, OH, OW) and the cache for `conv2d_backward`, with
@@ -111,8 +112,9 @@ def conv2d_forward(x, w, b=None, *, stride=1, padding=0, algorithm="auto", relu=
     integers or (height, width) pairs; `algorithm` is a key of `ALGORITHMS`, or "auto" (see `plan`).
 
     With `relu`, y = max(y, 0): done while the results are in registers, where the algorithm can. Its gradient is up to
-    the caller. `prepared` is a dict, empty at first, in which filters that will not change any more are kept in the
-    form that an algorithm wants.
+    the caller. With `pool`, y (N, O, OH // 2, OW // 2) is the largest of each 2×2 of these, as by a max-pool, and the
+    cache is None: that is for inference. `prepared` is a dict, empty at first, in which filters that will not change
+    any more are kept in the form that an algorithm wants.
 
     Cost: 2·N·O·OH·OW·C·KH·KW FLOP, or fewer by Winograd. Raises ValueError where shapes, dtypes or geometry do not go
     together, or where the algorithm does not support them: never a silent fallback.
@@ -121,16 +123,19 @@ def conv2d_forward(x, w, b=None, *, stride=1, padding=0, algorithm="auto", relu=
     check_parameters("conv2d", x, w, b, spec.O)
     chosen = _chosen(algorithm, spec, "forward", x, prepared is not None)
     cache = Conv2dCache(x, w, b is not None, spec, algorithm)
+    if pool and not (chosen.pools and min(spec.OH, spec.OW) > 1):
+        options = {"stride": stride, "padding": padding, "algorithm": algorithm, "prepared": prepared}
+        return maxpool2d_forward(conv2d_forward(x, w, b, **options)[0], 2, relu=relu)[0], None
     if not chosen.fuses:
         y = chosen.forward(x, w, spec)
         y = y if b is None else add_per_channel(y, b)
         return relu_forward(y)[0] if relu else y, cache
-    options = {}
+    options = {"pool": True} if pool else {}
     if prepared is not None and chosen.prepare:
         if chosen.name not in prepared:
             prepared[chosen.name] = chosen.prepare(w).copy()  # it may lie in memory that is used again
         options["prepared"] = prepared[chosen.name]
-    return chosen.forward(x, w, spec, bias=b, relu=relu, **options), cache
+    return chosen.forward(x, w, spec, bias=b, relu=relu, **options), None if pool else cache
 
 
 def conv2d_backward(dy, cache: Conv2dCache, *, need_dx=True, after_relu=False):

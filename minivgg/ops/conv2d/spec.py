@@ -94,6 +94,7 @@ class Algorithm:
 
     fuses       forward takes `bias` (O,) and `relu=True`, and gives relu(y + bias); grad_input takes `mask`, of dx's
                 shape, and gives 0 where mask ≤ 0: done while the results are in registers, they cost next to nothing
+    pools       forward takes `pool=True`, too, and gives the largest of each 2×2 of these, (N, O, OH // 2, OW // 2)
     prepare     prepare(w) makes of the filters what forward can take as `prepared`, for filters that no longer change
     growth      how much larger than the definition's products the numbers are that it adds up, in the mean square:
                 the conformance tests allow so much more rounding
@@ -106,5 +107,6 @@ class Algorithm:
     grad_weight: Callable
     supports: Callable = supports_everything
     fuses: bool = False
+    pools: bool = False
     prepare: Callable | None = None
     growth: float = 1.0

@@ -60,9 +60,9 @@ def _stride(channels: int) -> int:
     return _up(channels, COLUMNS) + LANES
 
 
-def _grid(m: int, N: int, H: int, W: int) -> kernels.Grid:
+def _grid(m: int, N: int, H: int, W: int, pooled=False) -> kernels.Grid:
     rows, columns = -(-H // m), -(-W // m)
-    return kernels.Grid(m, rows, columns, N * rows * columns)
+    return kernels.Grid(m, rows, columns, N * rows * columns, pooled)
 
 
 def _padded(w):
@@ -104,10 +104,8 @@ def _streams(y) -> int:
     return int(y.nbytes > _LAST_CACHE and y.shape[-1] % LANES == 0 and y.ctypes.data % 64 == 0)
 
 
-def _convolve(x, U, y, m, offset, bias=None, relu=False, mask=None):
-    N, OH, OW, _ = y.shape
+def _convolve(x, U, y, grid, offset, bias=None, relu=False, mask=None):
     C, blocks, workers = x.shape[3], U.shape[1], threads()
-    grid = _grid(m, N, OH, OW)
     T, at_once = _tiling(grid.tiles, blocks, workers)
     P = len(U)
     V = workspace.buffer("winograd inputs", (workers, P, T, _stride(C)), x.dtype)
@@ -122,16 +120,19 @@ def _tiles_at_once(tiles: int, tile_bytes: int, gradient_bytes: int) -> int:
     return max(1, min(tiles, max(_CHUNK, 2 * gradient_bytes) // tile_bytes))
 
 
-def forward(m, x, w, spec: ConvSpec, bias=None, relu=False, prepared=None):
-    y = workspace.empty((spec.N, spec.OH, spec.OW, spec.O), x.dtype)
-    _convolve(nhwc(x), transform(m, w) if prepared is None else prepared, y, m, spec.padding, bias, relu)
+def forward(m, x, w, spec: ConvSpec, bias=None, relu=False, prepared=None, pool=False):
+    halves = 2 if pool else 1
+    y = workspace.empty((spec.N, spec.OH // halves, spec.OW // halves, spec.O), x.dtype)
+    grid = _grid(m, spec.N, spec.OH, spec.OW, pool)
+    _convolve(nhwc(x), transform(m, w) if prepared is None else prepared, y, grid, spec.padding, bias, relu)
     return nchw(y)
 
 
 def grad_input(m, dy, w, spec: ConvSpec, mask=None):
     dx = workspace.empty((spec.N, spec.H, spec.W, spec.C), dy.dtype)
     offset = (2 - spec.padding[0], 2 - spec.padding[1])
-    _convolve(nhwc(dy), transform(m, w, rotated=True), dx, m, offset, mask=mask)
+    grid = _grid(m, spec.N, spec.H, spec.W)
+    _convolve(nhwc(dy), transform(m, w, rotated=True), dx, grid, offset, mask=mask)
     return nchw(dx)
 
 
@@ -167,6 +168,7 @@ def _row(name: str, m: int, reason: str) -> Algorithm:
         *passes,
         supports,
         fuses=True,
+        pools=True,
         prepare=partial(transform, m),
         growth=max(growth(m, 3), growth(3, m)),
     )

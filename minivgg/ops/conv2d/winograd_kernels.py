@@ -24,12 +24,14 @@ from minivgg.ops.conv2d.toom_cook import matrices, sandwich
 
 
 class Grid(NamedTuple):
-    """The tiles of N images: m × m outputs each, `rows` × `columns` of them an image."""
+    """The tiles of N images: m × m outputs each, `rows` × `columns` of them an image. `pooled`: the largest of each 2×2
+    of those outputs is wanted, not all of them."""
 
     m: int
     rows: int
     columns: int
     tiles: int
+    pooled: bool
 
 
 def _transform(matrix):
@@ -50,8 +52,24 @@ def _transform(matrix):
     return traced(transform)
 
 
-def _transform_to_output(matrix, masked):
-    """As `_transform`, and then in the same registers max(y + bias, floor); or, if `masked`, y where mask > 0."""
+def _largest_of_squares(tile):
+    """What a 2×2 max-pool makes of a tile, a list of lists of vectors, of an even size."""
+    size = range(0, len(tile), 2)
+    return [[_largest([tile[i][j], tile[i][j + 1], tile[i + 1][j], tile[i + 1][j + 1]]) for j in size] for i in size]
+
+
+def _largest(vectors):
+    first, *others = vectors
+    for other in others:
+        first = first.at_least(other)
+    return first
+
+
+def _transform_to_output(matrix, masked=False, pooled=False):
+    """As `_transform`, and then in the same registers max(y + bias, floor); or, if `masked`, y where mask > 0.
+
+    If `pooled`, the largest of each 2×2 outputs is all that is stored.
+    """
     n = len(matrix[0])
 
     def transform(code, x, x_at, x_strides, y, y_at, y_strides, vectors, bias, bias_at, floor, mask, streamed):
@@ -60,7 +78,8 @@ def _transform_to_output(matrix, masked):
             at = x_at + v * LANES
             tile = [[x.load(at + x_strides[0] * i + x_strides[1] * j) for j in range(n)] for i in range(n)]
             b = bias.load(bias_at + v * LANES)
-            for i, row in enumerate(sandwich(matrix, tile)):
+            results = sandwich(matrix, tile)
+            for i, row in enumerate(_largest_of_squares(results) if pooled else results):
                 for j, vector in enumerate(row):
                     to = y_at + y_strides[0] * i + y_strides[1] * j + v * LANES
                     result = vector.where_positive(mask.load(to)) if masked else (vector + b).at_least(least)
@@ -71,7 +90,8 @@ def _transform_to_output(matrix, masked):
 
 _input2, _input4 = (_transform(matrices(m, 3).inputs) for m in (2, 4))
 _filter2, _filter4 = (_transform(matrices(m, 3).filters) for m in (2, 4))
-_output2, _output4 = (_transform_to_output(matrices(m, 3).outputs, masked=False) for m in (2, 4))
+_output2, _output4 = (_transform_to_output(matrices(m, 3).outputs) for m in (2, 4))
+_pooled2, _pooled4 = (_transform_to_output(matrices(m, 3).outputs, pooled=True) for m in (2, 4))
 _masked2, _masked4 = (_transform_to_output(matrices(m, 3).outputs, masked=True) for m in (2, 4))
 # the gradient of the filters is a correlation with 3 × 3 outputs, whose m × m "filters" are the tiles of dy
 _upstream2, _upstream4 = (_transform(matrices(3, m).filters) for m in (2, 4))
@@ -129,40 +149,44 @@ def _load_tiles(x, upstream, grid, first, count, offset, V, v_at, tiles, stride,
 
 @njit(cache=True)
 def _store_tiles(M, m_at, tiles, stride, grid, first, count, y, o, outputs, bias, floor, mask, masked, streamed, patch):
-    """The tiles' way back: from M (P, tiles, stride) to the outputs o … o + outputs of y (N, OH, OW, O)."""
+    """The tiles' way back: from M (P, tiles, stride) to the outputs o … o + outputs of y (N, OH, OW, O).
+
+    If the grid is pooled, so is y, and what a tile leaves in it is half as high and wide.
+    """
     _, OH, OW, O = y.shape
-    m = grid.m
+    m, size = grid.m, grid.m // 2 if grid.pooled else grid.m
     planes = ((m + 2) * tiles * stride, tiles * stride)
     vectors = (outputs + LANES - 1) // LANES
     for t in range(count):
         n, h, w = _place(first + t, grid)
+        h, w = h // m * size, w // m * size
         at = m_at + t * stride
-        whole = outputs % LANES == 0 and h + m <= OH and w + m <= OW
-        to, strides = ((n * OH + h) * OW + w) * O + o, (OW * O, O)
+        whole = outputs % LANES == 0 and h + size <= OH and w + size <= OW
+        target, to, strides = y.reshape(-1), ((n * OH + h) * OW + w) * O + o, (OW * O, O)
         if not whole:
-            strides = (m * vectors * LANES, vectors * LANES)
-        if masked and whole and m == 4:
-            _masked4(M, at, planes, y, to, strides, vectors, bias, o, floor, mask, streamed)
+            target, to, strides = patch, 0, (size * vectors * LANES, vectors * LANES)
+        if grid.pooled and m == 4:
+            _pooled4(M, at, planes, target, to, strides, vectors, bias, o, floor, mask, streamed * whole)
+        elif grid.pooled:
+            _pooled2(M, at, planes, target, to, strides, vectors, bias, o, floor, mask, streamed * whole)
+        elif masked and whole and m == 4:
+            _masked4(M, at, planes, target, to, strides, vectors, bias, o, floor, mask, streamed)
         elif masked and whole:
-            _masked2(M, at, planes, y, to, strides, vectors, bias, o, floor, mask, streamed)
-        elif whole and m == 4:
-            _output4(M, at, planes, y, to, strides, vectors, bias, o, floor, mask, streamed)
-        elif whole:
-            _output2(M, at, planes, y, to, strides, vectors, bias, o, floor, mask, streamed)
+            _masked2(M, at, planes, target, to, strides, vectors, bias, o, floor, mask, streamed)
+        elif m == 4:
+            _output4(M, at, planes, target, to, strides, vectors, bias, o, floor, mask, streamed * whole)
         else:
-            if m == 4:
-                _output4(M, at, planes, patch, 0, strides, vectors, bias, o, floor, mask, 0)
-            else:
-                _output2(M, at, planes, patch, 0, strides, vectors, bias, o, floor, mask, 0)
-            _empty_patch(patch, m, strides, y, n, h, w, o, outputs, mask, masked)
+            _output2(M, at, planes, target, to, strides, vectors, bias, o, floor, mask, streamed * whole)
+        if not whole:
+            _empty_patch(patch, size, strides, y, n, h, w, o, outputs, mask, masked)
 
 
 @njit(cache=True)
-def _empty_patch(patch, m, strides, y, n, top, left, o, outputs, mask, masked):
-    """Copy what lies inside the image from `patch` to y."""
+def _empty_patch(patch, size, strides, y, n, top, left, o, outputs, mask, masked):
+    """Copy what lies inside the image from `patch`, of size × size pixels, to y."""
     _, OH, OW, _ = y.shape
-    for i in range(min(m, OH - top)):
-        for j in range(min(m, OW - left)):
+    for i in range(min(size, OH - top)):
+        for j in range(min(size, OW - left)):
             at = i * strides[0] + j * strides[1]
             run = patch[at : at + outputs]
             to = y[n, top + i, left + j, o : o + outputs]
@@ -173,7 +197,7 @@ def _empty_patch(patch, m, strides, y, n, top, left, o, outputs, mask, masked):
 
 @kernel
 def convolve(x, U, y, bias, floor, mask, masked, streamed, grid, offset, V, M, patches, blocks_at_once):
-    """y (N, OH, OW, O) = the convolution of x (N, H, W, C) by its transformed filters U.
+    """y (N, OH, OW, O) = the convolution of x (N, H, W, C) by its transformed filters U, pooled if the grid says so.
 
     A task is some tiles for some blocks of outputs: transform, P products, transform back, all in the same thread and,
     if the sizes are well chosen, in its second-level cache. V, M and patches hold a workplace for each worker.
