@@ -32,7 +32,7 @@ from tqdm import tqdm
 ROOT = Path(__file__).parents[1]
 OPS = ROOT / "minivgg" / "ops"
 EXPLAINED = Path(__file__).with_name("mutation_survivors.toml")
-SECONDS = 600  # a mutant that runs longer loops for ever, and counts as noticed: the tests take a tenth of it
+SECONDS = 120  # a mutant that runs longer loops for ever, and counts as noticed: the tests take a tenth of it
 
 # The test files that answer for each file of ops, fastest first; behind -k, which of their tests.
 TESTS = {

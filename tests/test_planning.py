@@ -18,6 +18,12 @@ def vgg(N, C, size, O):
     "spec, direction, prepared, name",
     [
         (vgg(8, 3, 224, 64), "forward", False, "direct"),  # three channels: nothing to win by transforms
+        (
+            vgg(8, 3, 224, 64),
+            "grad_input",
+            False,
+            "im2col",
+        ),  # 3 outputs in a block of 32 are few, 27 columns are not
         (vgg(8, 64, 224, 64), "forward", False, "winograd"),
         (vgg(8, 512, 28, 512), "grad_weight", False, "winograd"),
         (vgg(1, 512, 14, 512), "forward", False, "winograd2"),  # few tiles: half as many filters to transform
@@ -141,6 +147,19 @@ def test_implicit_gemm_by_hand():
     assert planning.estimate("implicit_gemm", large, "forward", 1) == pytest.approx(forward)
     grad_weight = flop / 230e9 + 1.5 * columns / 15e9 + 3 * filters / 8e9
     assert planning.estimate("implicit_gemm", large, "grad_weight", 1) == pytest.approx(grad_weight)
+
+
+def test_im2col_by_hand():
+    spec = conv(
+        H=14, W=14, O=48
+    )  # a matrix of 196 × 288, times 48 rows of filters, which take two blocks of 32
+    flop, columns, others = 2 * 196 * 288 * 48, 4 * 196 * 288, 4 * 196 * 48
+    forward = flop * 64 / 48 / 230e9 + (4 * columns + others) / 15e9 + 50e-6
+    assert planning.estimate("im2col", spec, "forward", 1) == pytest.approx(forward)
+    grad_input = flop / 230e9 + (4 * columns + others) / 15e9 + 50e-6  # 288 columns are nine whole blocks
+    assert planning.estimate("im2col", spec, "grad_input", 1) == pytest.approx(grad_input)
+    two = flop * 64 / 48 / 460e9 + (4 * columns + others) / 30e9 + 50e-6
+    assert planning.estimate("im2col", spec, "grad_weight", 2) == pytest.approx(two)
 
 
 def test_whole_blocks_of_outputs_are_computed():

@@ -7,7 +7,7 @@ a single number in a single place is a million times larger than rounding.
 import numpy as np
 import pytest
 
-from minivgg.ops.conv2d import ALGORITHMS, ConvSpec, direct, implicit_gemm, winograd
+from minivgg.ops.conv2d import ALGORITHMS, ConvSpec, direct, implicit_gemm, packing, winograd
 from minivgg.testing import oracles
 
 FAST = "direct", "implicit_gemm", "winograd2", "winograd"
@@ -87,7 +87,7 @@ def crumbs(request, monkeypatch):
         monkeypatch.setattr(module, "threads", lambda: request.param)
     monkeypatch.setattr(direct, "_L2", 1)
     monkeypatch.setattr(implicit_gemm, "_GATHERED", 1)
-    monkeypatch.setattr(winograd, "_LAST_CACHE", 0)
+    monkeypatch.setattr(packing, "_LAST_CACHE", 0)
     monkeypatch.setattr(winograd, "_CHUNK", 1)
     monkeypatch.setattr(winograd, "_GROUP", 4)
 

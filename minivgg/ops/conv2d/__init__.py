@@ -17,7 +17,6 @@ from minivgg.backends.jit import threads
 from minivgg.errors import BadInput
 from minivgg.ops.channels import add_per_channel, sum_per_channel
 from minivgg.ops.conv2d import direct, im2col, implicit_gemm, naive, planning, winograd
-from minivgg.ops.conv2d.planning import ESTIMATES
 from minivgg.ops.conv2d.spec import Algorithm, ConvSpec
 from minivgg.ops.maxpool import maxpool2d_forward
 from minivgg.ops.relu import relu_backward, relu_forward
@@ -56,10 +55,14 @@ def plan(spec: ConvSpec, direction="forward", *, device="cpu", dtype=np.float32,
     The algorithm with the lowest time by `planning.estimate` for as many threads as there are. float64 is for checking
     gradients: there it is im2col, exact and by BLAS. `prepared` says that the filters have been prepared before.
     """
-    if device == "gpu" or np.dtype(dtype) != np.float32:
+    if not _estimated(device, dtype):
         return _supported("im2col", spec, device)
     times = _times(spec, direction, device, prepared)
     return ALGORITHMS[min(times, key=times.get)]
+
+
+def _estimated(device: str, dtype) -> bool:
+    return device == "cpu" and np.dtype(dtype) == np.float32
 
 
 def _times(spec: ConvSpec, direction: str, device: str, prepared: bool) -> dict[str, float]:
@@ -80,7 +83,7 @@ def explain(spec: ConvSpec, direction="forward", *, device="cpu", dtype=np.float
     chosen = plan(spec, direction, device=device, dtype=dtype, prepared=prepared)
     times = sorted((t, name) for name, t in _times(spec, direction, device, prepared).items() if t < float("inf"))
     expected = ", ".join(f"{name} {t * 1e3:.3g} ms" for t, name in times)
-    return f"{chosen.name}: {chosen.reason}" + (f" (expected: {expected})" if chosen.name in ESTIMATES else "")
+    return f"{chosen.name}: {chosen.reason}" + (f" (expected: {expected})" if _estimated(device, dtype) else "")
 
 
 def check_algorithm(name: str) -> None:

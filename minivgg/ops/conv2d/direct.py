@@ -26,10 +26,10 @@ from minivgg.backends.array import nchw, nhwc
 from minivgg.backends.jit import kernel, njit, prange, threads
 from minivgg.backends.microkernel import COLUMNS, ROWS, even_rows, product
 from minivgg.backends.simd import LANES, traced
-from minivgg.ops.conv2d.packing import epilogue, into_panels, transposed, turned_into_panels
+from minivgg.ops.conv2d.packing import epilogue, into_panels, streams, transposed, turned_into_panels
 from minivgg.ops.conv2d.spec import Algorithm, ConvSpec
 
-_L2 = 1 << 20  # bytes: what a band and its outputs should fit in
+_L1, _L2 = 32 << 10, 1 << 20  # bytes: what filters that are used again at once, and a band, should fit in
 
 
 def in_numpy(x, w, stride=1):
@@ -56,6 +56,14 @@ def _fill_band(x, n, top, left, dilation, band):
     rows, columns, _ = band.shape
     for i in range(rows):
         h, odd = divmod(top + i, dilation[0])
+        if odd == 0 and dilation[1] == 1 and 0 <= h < H:  # side by side: one run, and zeros at its ends
+            first = min(columns, max(0, -left))
+            end = max(first, min(columns, W - left))
+            to, run = band[i].reshape(-1), x[n, h].reshape(-1)
+            to[: first * C] = 0
+            to[first * C : end * C] = run[(first + left) * C : (end + left) * C]
+            to[end * C :] = 0
+            continue
         for j in range(columns):
             v, between = divmod(left + j, dilation[1])
             to = band[i, j]
@@ -68,21 +76,21 @@ def _fill_band(x, n, top, left, dilation, band):
 
 
 @traced
-def _finish_block(code, rows, sums, bias, bias_at, floor, y, y_at, y_row):
-    """y (rows, 32) = max(sums + bias, floor)."""
+def _finish_block(code, rows, sums, bias, bias_at, floor, y, y_at, y_row, streamed):
+    """y (rows, 32) = max(sums + bias, floor), past the caches if `streamed` is 1."""
     least = floor.broadcast(0)
     biases = [bias.load(bias_at + j) for j in (0, LANES)]
     for i in code.loop(rows):
         for j, b in zip((0, LANES), biases, strict=True):
-            y.store(y_at + i * y_row + j, (sums.load(i * COLUMNS + j) + b).at_least(least))
+            y.store_or_stream(y_at + i * y_row + j, (sums.load(i * COLUMNS + j) + b).at_least(least), streamed)
 
 
 @njit(cache=True)
-def finish(rows, sums, o, bias, floor, mask, masked, y):
+def finish(rows, sums, o, bias, floor, mask, masked, y, streamed):
     """y[:, o : o + 32] = max(sums + bias, floor); if `masked`, 0 unless mask > 0; for y and mask (rows, O)."""
     outputs = min(COLUMNS, y.shape[1] - o)
     if outputs == COLUMNS and not masked:
-        _finish_block(rows, sums, bias, o, floor, y, o, y.shape[1])
+        _finish_block(rows, sums, bias, o, floor, y, o, y.shape[1], streamed)
         return
     for i in range(rows):
         to, kept, b = y[i, o : o + outputs], mask[i, o : o + outputs], bias[o : o + outputs]
@@ -93,11 +101,11 @@ def finish(rows, sums, o, bias, floor, mask, masked, y):
 
 
 @kernel
-def _convolve(x, filters, y, bias, floor, mask, masked, stride, offset, dilation, window, bands):
+def _convolve(x, filters, y, bias, floor, mask, masked, streamed, stride, offset, dilation, window, bands, together):
     """y (N, OH, OW, O) = the convolution of x (N, H, W, C) by filters (blocks, KH, KW·C, 32).
 
     A task is a band of output rows of one image; `bands` (workers, rows + 1, columns, C) holds what they look at, and a
-    row behind it that an odd block of pixels may read from.
+    row behind it that an odd block of pixels may read from. Pixels meet `together` blocks of filters one after another.
     """
     N, OH, OW, _ = y.shape
     C = x.shape[3]
@@ -116,17 +124,18 @@ def _convolve(x, filters, y, bias, floor, mask, masked, stride, offset, dilation
         for task in range(worker * tasks // workers, (worker + 1) * tasks // workers):
             n, first = task // tasks_an_image, task % tasks_an_image * rows
             _fill_band(x, n, first * stride[0] - offset[0], -offset[1], dilation, band[:-1])
-            for block in range(len(filters)):
+            for portion in range(0, len(filters), together):
                 for oh in range(first, min(OH, first + rows)):
                     at = (oh - first) * stride[0] * columns * C
                     for ow in range(0, OW, at_once):
                         count = min(at_once, OW - ow)
-                        product(
-                            count, band, at + ow * stride[1] * C, a_strides,
-                            filters, block * KH * KW * C * COLUMNS, b_strides, sums, 0, COLUMNS, (KH, KW * C), 0,
-                        )  # fmt: skip
                         run, kept = y[n, oh, ow : ow + count], mask[n, oh, ow : ow + count]
-                        finish(count, sums, block * COLUMNS, bias, floor, kept, masked, run)
+                        for block in range(portion, min(len(filters), portion + together)):
+                            product(
+                                count, band, at + ow * stride[1] * C, a_strides,
+                                filters, block * KH * KW * C * COLUMNS, b_strides, sums, 0, COLUMNS, (KH, KW * C), 0,
+                            )  # fmt: skip
+                            finish(count, sums, block * COLUMNS, bias, floor, kept, masked, run, streamed)
 
 
 @kernel
@@ -149,7 +158,7 @@ def _correlate(x, dy, dw, run, stride, padding, band):
                 r = np.intp(row)
                 _fill_band(x, n, first * stride[0] - padding[0] + r, -padding[1], (1, 1), band[r : r + 1])
             for task in prange(KH * blocks * parts):
-                rest, block = divmod(np.intp(task), blocks)
+                block, rest = divmod(np.intp(task), KH * parts)  # a thread stays with a block of dy, in its cache
                 kh, part = divmod(rest, parts)
                 i = part * ROWS
                 product(
@@ -163,9 +172,9 @@ def _up(n: int, multiple: int) -> int:
     return -(-n // multiple) * multiple
 
 
-def _band_rows(OH: int, row_bytes: int, stride: int, tasks: int) -> int:
+def _band_rows(OH: int, row_bytes: int, tasks: int) -> int:
     """Output rows to a band: as many as half of the cache holds, but few enough that there are some tasks an image."""
-    fit = max(1, _L2 // 2 // (row_bytes * stride))
+    fit = max(1, _L2 // 2 // row_bytes)
     return max(1, min(fit, -(-OH // tasks)))
 
 
@@ -211,10 +220,12 @@ def _run(x, filters, y, window, stride, offset, dilation, bias=None, relu=False,
     N, OH, OW, _ = y.shape
     C, workers = x.shape[3], threads()
     columns = (OW - 1) * stride[1] + window[1]
-    rows = _band_rows(OH, columns * C * x.itemsize, stride[0], -(-4 * workers // N))
+    rows = _band_rows(OH, columns * C * x.itemsize * stride[0], -(-4 * workers // N))
     bands = workspace.buffer("direct bands", (workers, (rows - 1) * stride[0] + window[0] + 1, columns, C), x.dtype)
     after = epilogue(y, len(filters), bias, relu, mask)
-    _convolve(x, filters, y, *after, stride, offset, dilation, window, bands)
+    together = max(1, _L1 // 2 // filters[0].nbytes)
+    streamed = int(together >= len(filters) and streams(y, COLUMNS))
+    _convolve(x, filters, y, *after, streamed, stride, offset, dilation, window, bands, together)
 
 
 def two_passes(run):
@@ -248,7 +259,10 @@ def grad_weight(dy, x, spec: ConvSpec):
     dw = workspace.buffer("direct filters", (spec.KH, _up(run, 2), dy.shape[3]), dy.dtype)
     dw[:] = 0
     columns = (spec.OW - 1) * spec.stride[1] + spec.KW
-    rows = _band_rows(spec.OH, columns * spec.C * x.itemsize, spec.stride[0], 1)
+    # dy should stay in the cache, too, while KH rows of the filters meet it, as long as adding to dw costs less
+    x_row, dy_row = columns * spec.C * x.itemsize * spec.stride[0], dy[0, 0].nbytes
+    rows = _band_rows(spec.OH, x_row + dy_row // threads(), 1)
+    rows = max(rows, min(_band_rows(spec.OH, x_row, 1), 2 * dw.nbytes // dy_row))
     shape = ((rows - 1) * spec.stride[0] + spec.KH + 1, columns, spec.C)
     _correlate(x, dy, dw, run, spec.stride, spec.padding, workspace.buffer("direct bands", shape, x.dtype))
     return unpack_gradient(dw, spec)

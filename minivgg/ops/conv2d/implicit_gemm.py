@@ -77,7 +77,7 @@ def _convolve(x, filters, y, bias, floor, mask, masked, window, stride, offset, 
                 )
                 part_of_mask = mask_rows[first : first + count]
                 result = rows[first : first + count]
-                finish(count, sums, block * COLUMNS, bias, floor, part_of_mask, masked, result)
+                finish(count, sums, block * COLUMNS, bias, floor, part_of_mask, masked, result, 0)
 
 
 @kernel

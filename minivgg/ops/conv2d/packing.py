@@ -7,6 +7,14 @@ from minivgg.backends.jit import kernel, prange
 from minivgg.backends.microkernel import COLUMNS
 from minivgg.backends.simd import LANES, traced, transpose
 
+_LAST_CACHE = 16 << 20  # bytes: what the next layer will still find in a cache
+
+
+def streams(y, at_once: int) -> bool:
+    """Whether y (…, O), stored `at_once` outputs at a time, should be written past the caches: it is too large for
+    them, and its vectors are aligned."""
+    return y.nbytes > _LAST_CACHE and y.shape[-1] % at_once == 0 and y.ctypes.data % 64 == 0
+
 
 def epilogue(y, blocks: int, bias, relu: bool, mask):
     """What is done to y (N, OH, OW, O) before it is stored, as the kernels take it: (bias, floor, mask, masked).

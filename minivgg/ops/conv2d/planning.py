@@ -22,6 +22,7 @@ _FLOPS = 230e9  # a second and thread: what the micro-kernel reaches
 _CACHE = 15e9  # bytes a second and thread that a transform or a gathering gets through
 _STREAM = 60e9  # bytes a second and thread that the multiply-add units read from the third-level cache on the way
 _MEMORY = 20e9  # bytes a second, for all threads together
+_CALLS = 50e-6  # seconds that im2col spends between its kernels
 
 
 def _even(n: int) -> int:
@@ -76,19 +77,29 @@ def _implicit_gemm(spec: ConvSpec, direction: str, threads: int, prepared: bool)
     return _exact(spec, direction, threads, prepared, rows=rows, gathered=1.5 * columns, readings=panels)
 
 
+def _im2col(spec: ConvSpec, direction: str, threads: int, prepared: bool) -> float:
+    """The column matrix is written, read by a product with rows of filters as its columns, and grad_input reads it to
+    add up what belongs to the same pixel. Not much of that is in vectors."""
+    columns = 4 * spec.N * spec.OH * spec.OW * spec.columns
+    waste = _up(spec.columns, 32) / spec.columns if direction == "grad_input" else _up(spec.O, 32) / spec.O
+    others = 4 * spec.N * spec.OH * spec.OW * spec.O
+    return 2 * spec.macs * waste / (_FLOPS * threads) + (4 * columns + others) / (_CACHE * threads) + _CALLS
+
+
 def _winograd(m: int, spec: ConvSpec, direction: str, threads: int, prepared: bool) -> float:
-    _, _, H, W, _ = _view(spec, direction)
+    _, outputs, H, W, _ = _view(spec, direction)
     planes = (m + 2) ** 2
     tiles = spec.N * -(-H // m) * -(-W // m)
     filters = 4 * planes * spec.C * spec.O
     products = 2 * tiles * planes * spec.C * spec.O * _rows_factor(min(tiles, 56))
     transforms = 4 * planes * tiles * (spec.C + spec.O)
-    products += products * (_up(spec.O, 32) / spec.O - 1) if direction != "grad_input" else 0
+    products *= _up(outputs, 32) / outputs
     once = filters / (_STREAM if prepared else _MEMORY)
     return products / (_FLOPS * threads) + transforms / (_CACHE * threads) + once
 
 
 ESTIMATES: dict[str, Callable[..., float]] = {
+    "im2col": _im2col,
     "direct": _direct,
     "implicit_gemm": _implicit_gemm,
     "winograd2": functools.partial(_winograd, 2),

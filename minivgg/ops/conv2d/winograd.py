@@ -29,11 +29,10 @@ from minivgg.backends.jit import threads
 from minivgg.backends.microkernel import COLUMNS
 from minivgg.backends.simd import LANES
 from minivgg.ops.conv2d import winograd_kernels as kernels
-from minivgg.ops.conv2d.packing import epilogue
+from minivgg.ops.conv2d.packing import epilogue, streams
 from minivgg.ops.conv2d.spec import Algorithm, ConvSpec
 from minivgg.ops.conv2d.toom_cook import growth, matrices, sandwich
 
-_LAST_CACHE = 16 << 20  # bytes: what the next layer will still find in a cache
 _GROUP = 64  # tiles of one task, or nearly so
 _CHUNK = 8 << 20  # bytes of transformed tiles that the third-level cache holds without effort
 
@@ -99,11 +98,6 @@ def _tiling(tiles: int, blocks: int, workers: int) -> tuple[int, int]:
     return _up(-(-tiles // groups), 2), -(-blocks // parts)
 
 
-def _streams(y) -> int:
-    """1 if y (…, O) should be written past the caches: it is too large for them, and its vectors are aligned."""
-    return int(y.nbytes > _LAST_CACHE and y.shape[-1] % LANES == 0 and y.ctypes.data % 64 == 0)
-
-
 def _convolve(x, U, y, grid, offset, bias=None, relu=False, mask=None):
     C, blocks, workers = x.shape[3], U.shape[1], threads()
     T, at_once = _tiling(grid.tiles, blocks, workers)
@@ -112,7 +106,7 @@ def _convolve(x, U, y, grid, offset, bias=None, relu=False, mask=None):
     M = workspace.buffer("winograd outputs", (workers, P, T, at_once * COLUMNS + LANES), x.dtype)
     patches = workspace.buffer("winograd patches", (workers, P * max(_stride(C), at_once * COLUMNS)), x.dtype)
     after = epilogue(y, blocks, bias, relu, mask)
-    kernels.convolve(x, U, y, *after, _streams(y), grid, offset, V, M, patches, at_once)
+    kernels.convolve(x, U, y, *after, int(streams(y, LANES)), grid, offset, V, M, patches, at_once)
 
 
 def _tiles_at_once(tiles: int, tile_bytes: int, gradient_bytes: int) -> int:
