@@ -150,9 +150,7 @@ def test_implicit_gemm_by_hand():
 
 
 def test_im2col_by_hand():
-    spec = conv(
-        H=14, W=14, O=48
-    )  # a matrix of 196 × 288, times 48 rows of filters, which take two blocks of 32
+    spec = conv(H=14, W=14, O=48)  # a matrix of 196 × 288, times 48 rows of filters, which take two blocks of 32
     flop, columns, others = 2 * 196 * 288 * 48, 4 * 196 * 288, 4 * 196 * 48
     forward = flop * 64 / 48 / 230e9 + (4 * columns + others) / 15e9 + 50e-6
     assert planning.estimate("im2col", spec, "forward", 1) == pytest.approx(forward)

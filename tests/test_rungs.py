@@ -7,6 +7,7 @@ a single number in a single place is a million times larger than rounding.
 import numpy as np
 import pytest
 
+from minivgg.backends import workspace
 from minivgg.ops.conv2d import ALGORITHMS, ConvSpec, direct, implicit_gemm, packing, winograd
 from minivgg.testing import oracles
 
@@ -23,6 +24,7 @@ CASES = {
     "whole blocks": ((1, 32, 4, 4), 32, (3, 3), (1, 1), (1, 1)),
     "many pixels": ((1, 2, 5, 35), 3, (3, 3), (1, 1), (1, 1)),
     "stride": ((2, 3, 8, 7), 5, (3, 3), (2, 1), (1, 1)),
+    "many images, stride": ((9, 1, 9, 5), 2, (3, 3), (2, 3), (1, 1)),
     "steps over pixels": ((1, 2, 9, 8), 34, (2, 2), (3, 3), (0, 0)),
     "a wide window": ((1, 5, 6, 9), 3, (2, 5), (1, 2), (1, 2)),
     "pointwise": ((2, 18, 3, 2), 4, (1, 1), (1, 1), (0, 0)),
@@ -82,10 +84,10 @@ def test_every_path(name, case):
 
 @pytest.fixture(params=[1, 2, 3, 7], ids="{} workers".format)
 def crumbs(request, monkeypatch):
-    """Caches of nothing, so that every portion is as small as it gets, and so many workers to share them."""
+    """Caches of nothing, or nearly, so that portions are as small as they get, and so many workers to share them."""
     for module in (direct, implicit_gemm, winograd):
         monkeypatch.setattr(module, "threads", lambda: request.param)
-    monkeypatch.setattr(direct, "_L2", 1)
+    monkeypatch.setattr(direct, "_L2", 3000 if request.param == 2 else 1)
     monkeypatch.setattr(implicit_gemm, "_GATHERED", 1)
     monkeypatch.setattr(packing, "_LAST_CACHE", 0)
     monkeypatch.setattr(winograd, "_CHUNK", 1)
@@ -93,7 +95,9 @@ def crumbs(request, monkeypatch):
 
 
 @pytest.mark.parametrize("name", FAST)
-@pytest.mark.parametrize("case", ["little of everything", "two blocks of outputs", "stride", "many pixels"])
+@pytest.mark.parametrize(
+    "case", ["little of everything", "two blocks of outputs", "stride", "many images, stride", "many pixels"]
+)
 def test_in_crumbs(name, case, crumbs):
     if ALGORITHMS[name].supports(drawn(case)[0], "cpu") is None:
         compare(ALGORITHMS[name], case)
@@ -112,3 +116,59 @@ def test_in_crumbs(name, case, crumbs):
 )
 def test_shares_of_winograd(tiles, blocks, workers, expected):
     assert winograd._tiling(tiles, blocks, workers) == expected
+
+
+def test_bands_of_direct():
+    """Half of 1 MB holds 8 rows of 64 kB; twenty tasks for a hundred rows take five each; a row at least."""
+    rows = direct._band_rows
+    assert [rows(100, 1 << 16, 1), rows(100, 1 << 16, 20), rows(7, 1 << 16, 2), rows(100, 1 << 21, 1)] == [8, 5, 4, 1]
+    assert direct._band_shape(3, 5, 6, (2, 4), (3, 7)) == (2 * 2 + 3 + 1, 4 * 4 + 7, 6)
+
+
+def test_what_direct_asks_for(monkeypatch):
+    asked, take = {}, workspace.buffer
+
+    def recorded(purpose, shape, dtype):
+        asked[purpose] = shape
+        return take(purpose, shape, dtype)
+
+    monkeypatch.setattr(workspace, "buffer", recorded)
+    monkeypatch.setattr(direct, "threads", lambda: 3)
+    monkeypatch.setattr(direct, "_L2", 20000)
+    spec = ConvSpec.of((2, 4, 20, 7), (5, 4, 3, 2), (1, 2), (1, 1))
+    x, w, dy = (np.zeros(shape) for shape in (spec.x_shape, spec.w_shape, spec.y_shape))
+    # 4 columns of outputs look at 8 pixels of 4 channels, 256 bytes a row: half of the cache holds 39 rows, but four
+    # tasks for each of three workers are six for an image of 20 rows, so four rows each
+    direct.forward(x, w, spec)
+    assert asked["direct bands"] == (3, 4 - 1 + 3 + 1, 8, 4)
+    # 4 outputs of dy, 32 wide, are 1024 bytes a row, 341 for each worker: 10000 // (256 + 341) rows fit; but adding to
+    # dw, of 3 × 8 × 32 numbers, twice 6144 bytes, pays off from 12 rows on only
+    direct.grad_weight(dy, x, spec)
+    assert asked["direct filters"] == (3, 8, 32)
+    assert asked["direct bands"] == (16 - 1 + 3 + 1, 8, 4)
+    monkeypatch.setattr(direct, "_L2", 10000)
+    direct.grad_weight(dy, x, spec)  # 8 rows with dy, 12 for dw's sake, 19 without dy
+    assert asked["direct bands"] == (12 - 1 + 3 + 1, 8, 4)
+
+
+def test_whole_blocks_are_not_copied():
+    wide, narrow = (np.ones((1, 2, 2, O)) for O in (64, 33))
+    assert direct.widened(wide) is wide
+    assert direct.widened(narrow).shape == (1, 2, 2, 64)
+
+
+def test_rows_of_the_ladder():
+    for name in FAST:
+        assert ALGORITHMS[name].fuses
+        assert ALGORITHMS[name].supports(drawn("little of everything")[0], "gpu") == "it runs on the CPU only, so far"
+
+
+@pytest.mark.parametrize(
+    "nbytes, O, streamed", [(1 << 24, 32, False), ((1 << 24) + 128, 32, True), (1 << 25, 16, False)]
+)
+def test_what_goes_past_the_caches(nbytes, O, streamed):
+    """More than 16 MB, in whole blocks, and aligned."""
+    memory = workspace.buffer("test", (nbytes + 64,), np.uint8)
+    y = memory[:nbytes].view(np.float32).reshape(-1, O)
+    assert packing.streams(y, 32) is streamed
+    assert not packing.streams(memory[4 : nbytes + 4].view(np.float32).reshape(-1, O), 32)

@@ -26,7 +26,7 @@ from minivgg.backends.array import nchw, nhwc
 from minivgg.backends.jit import kernel, njit, prange, threads
 from minivgg.backends.microkernel import COLUMNS, ROWS, even_rows, product
 from minivgg.backends.simd import LANES, traced
-from minivgg.ops.conv2d.packing import epilogue, into_panels, streams, transposed, turned_into_panels
+from minivgg.ops.conv2d.packing import epilogue, into_panels, round_up, streams, transposed, turned_into_panels
 from minivgg.ops.conv2d.spec import Algorithm, ConvSpec
 
 _L1, _L2 = 32 << 10, 1 << 20  # bytes: what filters that are used again at once, and a band, should fit in
@@ -168,23 +168,24 @@ def _correlate(x, dy, dw, run, stride, padding, band):
                 )  # fmt: skip
 
 
-def _up(n: int, multiple: int) -> int:
-    return -(-n // multiple) * multiple
-
-
 def _band_rows(OH: int, row_bytes: int, tasks: int) -> int:
     """Output rows to a band: as many as half of the cache holds, but few enough that there are some tasks an image."""
     fit = max(1, _L2 // 2 // row_bytes)
-    return max(1, min(fit, -(-OH // tasks)))
+    return min(fit, -(-OH // tasks))
+
+
+def _band_shape(rows: int, OW: int, C: int, stride: tuple, window: tuple) -> tuple[int, int, int]:
+    """What `rows` rows of outputs look at, (rows, columns, C), and one row more, which is read but not needed."""
+    return (rows - 1) * stride[0] + window[0] + 1, (OW - 1) * stride[1] + window[1], C
 
 
 def widened(dy):
-    """dy (N, OH, OW, O) with zeros up to a multiple of 32 outputs; itself if it is one."""
+    """dy (N, OH, OW, O) with outputs up to a multiple of 32, whatever they are; itself if it is one."""
     O = dy.shape[3]
     if O % COLUMNS == 0:
         return dy
-    wide = workspace.buffer("direct upstream", (*dy.shape[:3], _up(O, COLUMNS)), dy.dtype)
-    wide[..., :O], wide[..., O:] = dy, 0
+    wide = workspace.buffer("direct upstream", (*dy.shape[:3], round_up(O, COLUMNS)), dy.dtype)
+    wide[..., :O] = dy
     return wide
 
 
@@ -219,9 +220,9 @@ def pack_turned(w):
 def _run(x, filters, y, window, stride, offset, dilation, bias=None, relu=False, mask=None):
     N, OH, OW, _ = y.shape
     C, workers = x.shape[3], threads()
-    columns = (OW - 1) * stride[1] + window[1]
-    rows = _band_rows(OH, columns * C * x.itemsize * stride[0], -(-4 * workers // N))
-    bands = workspace.buffer("direct bands", (workers, (rows - 1) * stride[0] + window[0] + 1, columns, C), x.dtype)
+    row_bytes = _band_shape(1, OW, C, stride, window)[1] * C * x.itemsize * stride[0]
+    rows = _band_rows(OH, row_bytes, -(-4 * workers // N))
+    bands = workspace.buffer("direct bands", (workers, *_band_shape(rows, OW, C, stride, window)), x.dtype)
     after = epilogue(y, len(filters), bias, relu, mask)
     together = max(1, _L1 // 2 // filters[0].nbytes)
     streamed = int(together >= len(filters) and streams(y, COLUMNS))
@@ -254,17 +255,17 @@ forward, grad_input = two_passes(_run)
 
 
 def grad_weight(dy, x, spec: ConvSpec):
-    run = spec.KW * spec.C
+    run, window = spec.KW * spec.C, (spec.KH, spec.KW)
     dy, x = widened(nhwc(dy)), nhwc(x)
-    dw = workspace.buffer("direct filters", (spec.KH, _up(run, 2), dy.shape[3]), dy.dtype)
+    dw = workspace.buffer("direct filters", (spec.KH, round_up(run, 2), dy.shape[3]), dy.dtype)
     dw[:] = 0
-    columns = (spec.OW - 1) * spec.stride[1] + spec.KW
     # dy should stay in the cache, too, while KH rows of the filters meet it, as long as adding to dw costs less
+    columns = _band_shape(1, spec.OW, spec.C, spec.stride, window)[1]
     x_row, dy_row = columns * spec.C * x.itemsize * spec.stride[0], dy[0, 0].nbytes
     rows = _band_rows(spec.OH, x_row + dy_row // threads(), 1)
     rows = max(rows, min(_band_rows(spec.OH, x_row, 1), 2 * dw.nbytes // dy_row))
-    shape = ((rows - 1) * spec.stride[0] + spec.KH + 1, columns, spec.C)
-    _correlate(x, dy, dw, run, spec.stride, spec.padding, workspace.buffer("direct bands", shape, x.dtype))
+    band = workspace.buffer("direct bands", _band_shape(rows, spec.OW, spec.C, spec.stride, window), x.dtype)
+    _correlate(x, dy, dw, run, spec.stride, spec.padding, band)
     return unpack_gradient(dw, spec)
 
 

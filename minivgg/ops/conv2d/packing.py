@@ -10,6 +10,11 @@ from minivgg.backends.simd import LANES, traced, transpose
 _LAST_CACHE = 16 << 20  # bytes: what the next layer will still find in a cache
 
 
+def round_up(n: int, multiple: int) -> int:
+    """The smallest multiple of `multiple` that is not below n."""
+    return -(-n // multiple) * multiple
+
+
 def streams(y, at_once: int) -> bool:
     """Whether y (…, O), stored `at_once` outputs at a time, should be written past the caches: it is too large for
     them, and its vectors are aligned."""

@@ -29,7 +29,7 @@ from minivgg.backends.jit import threads
 from minivgg.backends.microkernel import COLUMNS
 from minivgg.backends.simd import LANES
 from minivgg.ops.conv2d import winograd_kernels as kernels
-from minivgg.ops.conv2d.packing import epilogue, streams
+from minivgg.ops.conv2d.packing import epilogue, round_up, streams
 from minivgg.ops.conv2d.spec import Algorithm, ConvSpec
 from minivgg.ops.conv2d.toom_cook import growth, matrices, sandwich
 
@@ -51,12 +51,8 @@ def in_numpy(x, w, m=4):
     return y.transpose(2, 3, 4, 0, 5, 1).reshape(N, len(w), rows * m, columns * m)
 
 
-def _up(n: int, multiple: int) -> int:
-    return -(-n // multiple) * multiple
-
-
 def _stride(channels: int) -> int:
-    return _up(channels, COLUMNS) + LANES
+    return round_up(channels, COLUMNS) + LANES
 
 
 def _grid(m: int, N: int, H: int, W: int, pooled=False) -> kernels.Grid:
@@ -69,7 +65,7 @@ def _padded(w):
     O, _, _, C = w.shape
     if O % LANES == 0 and C % LANES == 0:
         return w
-    wide = np.zeros((_up(O, LANES), 3, 3, _up(C, LANES)), w.dtype)
+    wide = np.zeros((round_up(O, LANES), 3, 3, round_up(C, LANES)), w.dtype)
     wide[:O, :, :, :C] = w
     return wide
 
@@ -93,9 +89,9 @@ def _tiling(tiles: int, blocks: int, workers: int) -> tuple[int, int]:
     """
     groups = max(1, round(tiles / _GROUP))
     if groups >= workers:
-        groups = _up(groups, workers)
+        groups = round_up(groups, workers)
     parts = -(-workers // groups) if groups < workers else 1
-    return _up(-(-tiles // groups), 2), -(-blocks // parts)
+    return round_up(-(-tiles // groups), 2), -(-blocks // parts)
 
 
 def _convolve(x, U, y, grid, offset, bias=None, relu=False, mask=None):
@@ -138,10 +134,10 @@ def grad_weight(m, dy, x, spec: ConvSpec):
     T = _tiles_at_once(grid.tiles, P * (c_stride + o_stride) * x.itemsize, P * spec.O * c_stride * x.itemsize)
     V = workspace.buffer("winograd inputs", (P, T, c_stride), x.dtype)
     D = workspace.buffer("winograd outputs", (P, T, o_stride), x.dtype)
-    G = workspace.buffer("winograd filters", (P, _up(spec.O, 2), c_stride), x.dtype)
+    G = workspace.buffer("winograd filters", (P, round_up(spec.O, 2), c_stride), x.dtype)
     patches = workspace.buffer("winograd patches", (workers, P * max(c_stride, o_stride)), x.dtype)
     kernels.correlate(x, dy, grid, spec.padding, V, D, G, patches)
-    dw = workspace.empty((spec.O, 3, 3, _up(spec.C, LANES)), x.dtype)
+    dw = workspace.empty((spec.O, 3, 3, round_up(spec.C, LANES)), x.dtype)
     kernels.gradient_of_filters(m, G, dw)
     return nchw(np.ascontiguousarray(dw[..., : spec.C]))
 
