@@ -173,3 +173,42 @@ def test_nothing_is_known_of_others():
 def test_the_key_of_a_measurement():
     spec = ConvSpec.of((2, 3, 8, 9), (4, 3, 3, 5), (2, 1), (1, 0))
     assert planning.key(spec, "forward") == "forward 2x3x8x9 to 4, 3x5 stride 2x1 padding 1x0"
+
+
+def test_maps_that_are_not_square():
+    """Rows of 29 pixels take three blocks of 10, whichever way the image is turned; many images share the bands."""
+    spec = conv(N=3, C=256, O=256, H=2, W=29)
+    flop, image, filters = 2 * 3 * 58 * 9 * 65536, 4 * 3 * 58 * 256, 4 * 9 * 65536
+    expected = flop * 30 / 29 / 230e9 + 2 * image / 15e9 + filters / 8e9 + 3 * 2 * filters / 60e9
+    assert planning.estimate("direct", spec, "forward", 1) == pytest.approx(expected)
+    assert planning.estimate("direct", spec, "grad_input", 1) == pytest.approx(expected)
+    tall = conv(N=5, C=256, O=256, H=29, W=2)  # rows of two: twice the time; one band an image, for four tasks
+    flop, image = 2 * 5 * 58 * 9 * 65536, 4 * 5 * 58 * 256
+    expected = flop * 2 / 230e9 + 2 * image / 15e9 + filters / 8e9 + 5 * filters / 60e9
+    for direction in ("forward", "grad_input"):
+        assert planning.estimate("direct", tall, direction, 1) == pytest.approx(expected)
+
+
+def test_filters_that_just_fit():
+    """1 MB of them is not read again for each band, and a little more is."""
+    for O, readings in ((256, 0), (288, 4)):
+        spec = conv(C=1024, O=O, H=14, W=14, K=1, padding=0)
+        flop, image, filters = 2 * 196 * 1024 * O, 4 * 196 * 1024, 4 * 1024 * O
+        expected = flop / 230e9 + 2 * image / 15e9 + filters / 8e9 + readings * filters / 60e9
+        assert planning.estimate("direct", spec, "forward", 1) == pytest.approx(expected)
+
+
+def test_panels_of_28_pixels():
+    for W, panels in ((28, 1), (29, 2)):
+        spec = conv(C=256, O=256, H=1, W=W)
+        flop, columns, filters = 2 * W * 9 * 65536, 4 * W * 2304, 4 * 9 * 65536
+        expected = flop / 230e9 + 1.5 * columns / 15e9 + filters / 8e9 + panels * filters / 60e9
+        assert planning.estimate("implicit_gemm", spec, "forward", 1) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("tiles, factor", [(1, 4), (5, 6 / 5), (58, 1), (100, 1)])
+def test_few_tiles_take_longer(tiles, factor):
+    """Beyond 56 they are in blocks of 14."""
+    flop, transforms, filters = 2 * tiles * 36 * 1024, 4 * 36 * tiles * 64, 4 * 36 * 1024
+    expected = flop * factor / 230e9 + transforms / 15e9 + filters / 20e9
+    assert planning.estimate("winograd", conv(N=tiles), "forward", 1) == pytest.approx(expected)
