@@ -77,7 +77,7 @@ def _module(layer: Layer):
             O, F = layer.weight.data.shape
             return nn.Linear(F, O, bias=layer.bias is not None)
         case MaxPool2d():
-            return nn.MaxPool2d(layer.kernel_size, layer.stride, layer.padding)
+            return nn.MaxPool2d(layer.kernel_size, layer.stride, layer.padding, ceil_mode=layer.ceil_mode)
         case AdaptiveAvgPool2d():
             return nn.AdaptiveAvgPool2d(layer.output_size)
         case Dropout():

@@ -158,23 +158,32 @@ class BatchNorm2d(Layer):
 
 
 class _Pool(Layer):
+    ceil_mode = False
+
     def __init__(self, kernel_size, stride=None, padding=0):
         self.kernel_size, self.padding = pair(kernel_size, "kernel_size"), pair(padding, "padding")
         self.stride = self.kernel_size if stride is None else pair(stride, "stride")
 
     def output_shape(self, shape):
         N, C, H, W = shape
-        return N, C, *output_size(type(self).__name__, (H, W), self.kernel_size, self.stride, self.padding)
+        window = (self.kernel_size, self.stride, self.padding, self.ceil_mode)
+        return N, C, *output_size(type(self).__name__, (H, W), *window)
 
     def __repr__(self):
-        return f"{type(self).__name__}({_window(self, self.kernel_size)})"
+        extras = ", ceil_mode=True" if self.ceil_mode else ""
+        return f"{type(self).__name__}({_window(self, self.kernel_size)}{extras})"
 
 
 class MaxPool2d(_Pool):
-    """The largest value of each window; see `ops.maxpool`."""
+    """The largest value of each window; see `ops.maxpool`. With `ceil_mode` the output's size is rounded up."""
+
+    def __init__(self, kernel_size, stride=None, padding=0, *, ceil_mode=False):
+        super().__init__(kernel_size, stride, padding)
+        self.ceil_mode = ceil_mode
 
     def _forward(self, x, train, relu=False):
-        return maxpool2d_forward(x, self.kernel_size, self.stride, self.padding, relu=relu)
+        window = (self.kernel_size, self.stride, self.padding)
+        return maxpool2d_forward(x, *window, ceil_mode=self.ceil_mode, relu=relu)
 
     def _backward(self, dy, cache, need_dx):
         return maxpool2d_backward(dy, cache)

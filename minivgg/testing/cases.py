@@ -194,6 +194,9 @@ _ROWS = (
                 (PIXEL, {"kernel_size": 1}),
                 ((2, 3, 6, 7), {"kernel_size": 2, "relu": True}),
                 ((2, 3, 7, 6), {"kernel_size": 3, "stride": 2, "padding": 1, "relu": True}),
+                ((2, 3, 8, 7), {"kernel_size": 3, "stride": 2, "ceil_mode": True}),
+                ((2, 3, 7, 6), {"kernel_size": 2, "ceil_mode": True, "relu": True}),
+                ((1, 2, 5, 6), {"kernel_size": (2, 3), "stride": (3, 2), "padding": (1, 1), "ceil_mode": True}),
             ]
         ),
         oracles.maxpool2d,
@@ -307,6 +310,7 @@ LAYERS: dict[str, tuple[Callable, tuple]] = {
     "BatchNorm2d": (lambda: BatchNorm2d(3), (4, 3, 3, 2)),
     "BatchNorm2d of a matrix": (lambda: BatchNorm2d(3), (5, 3)),
     "MaxPool2d": (lambda: MaxPool2d(3, 2, 1), (2, 3, 7, 6)),
+    "MaxPool2d rounded up": (lambda: MaxPool2d(3, 2, ceil_mode=True), (2, 3, 6, 7)),
     "AvgPool2d": (lambda: AvgPool2d(2), (2, 3, 6, 6)),
     "AdaptiveAvgPool2d": (lambda: AdaptiveAvgPool2d((2, 3)), (2, 3, 5, 7)),
     "ReLU": (ReLU, (2, 3, 4, 4)),
