@@ -32,8 +32,10 @@ __version__ = "0.1.0"
 _HOMES = {
     "minivgg.layers": (
         "AdaptiveAvgPool2d",
+        "Auxiliary",
         "AvgPool2d",
         "BatchNorm2d",
+        "ChannelAffine",
         "Concat",
         "Conv2d",
         "Dropout",

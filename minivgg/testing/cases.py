@@ -14,8 +14,10 @@ import numpy as np
 from minivgg.gradcheck import Report, check
 from minivgg.layers import (
     AdaptiveAvgPool2d,
+    Auxiliary,
     AvgPool2d,
     BatchNorm2d,
+    ChannelAffine,
     Concat,
     Conv2d,
     Dropout,
@@ -319,6 +321,8 @@ LAYERS: dict[str, tuple[Callable, tuple]] = {
     "LocalResponseNorm": (lambda: LocalResponseNorm(3, alpha=0.5), (2, 5, 3, 3)),
     "Flatten": (Flatten, (2, 3, 4, 2)),
     "Concat": (lambda: Concat(Conv2d(3, 2, 1), Sequential(MaxPool2d(3, 1, 1), Conv2d(3, 4, 1))), (2, 3, 5, 5)),
+    "Auxiliary": (lambda: Auxiliary(Conv2d(3, 2, 1), ReLU(), Flatten(), Linear(24, 5)), (2, 3, 3, 4)),
+    "ChannelAffine": (lambda: ChannelAffine((0.5, -2, 3), (1, 0, -0.25)), (2, 3, 3, 4)),
     "Sequential": (
         lambda: Sequential(
             Conv2d(1, 3, 3, padding=1, bias=False), BatchNorm2d(3), ReLU(), MaxPool2d(2), Flatten(), Linear(12, 2)
