@@ -171,22 +171,22 @@ def comparison(entries: list) -> Figure:
     panels += [("Forward, measured", "ms", [[1000 * e.seconds for e in entries]], "{:.3g}")] if timed else []
     N, _, H, W = entries[0].input
     rows = np.arange(len(entries))
+    named = [f"{e.name}\n{' '.join(f'{h}×{w}' for h, w in e.windows)}" for e in entries]
     with rc_context(STYLE | {"axes.grid": False}):
-        figure = Figure(figsize=(2.3 * len(panels) + 1.2, 0.62 * len(entries) + 1.9))
-        for i, (axes, (title, unit, bars, form)) in enumerate(
-            zip(figure.subplots(1, len(panels)), panels, strict=True)
-        ):
+        figure = Figure(figsize=(2.3 * len(panels) + 2, 0.62 * len(entries) + 1.9))
+        grid = figure.subplots(1, len(panels))
+        for axes, (title, unit, bars, form) in zip(grid, panels, strict=True):
             height = 0.7 / len(bars)
             for j, (values, colour) in enumerate(zip(bars, (BLUE, ORANGE), strict=False)):
                 places = rows + (j - (len(bars) - 1) / 2) * height
                 drawn = axes.barh(places, values, 0.92 * height, color=colour, label=("inference", "training")[j])
                 axes.bar_label(drawn, [form.format(v) for v in values], padding=3, size=9.5)
             axes.set(title=title, xlabel=unit, xlim=(0, 1.45 * max(max(map(max, bars)), 1e-9)), xticks=[])
-            axes.set_yticks(rows, [e.name for e in entries] if i == 0 else [""] * len(entries))
+            axes.set_yticks(rows, named if axes is grid[0] else [""] * len(entries))
             axes.tick_params(left=False)
             axes.invert_yaxis()
             axes.spines["bottom"].set_visible(False)
             if len(bars) > 1:
-                axes.legend(frameon=False, fontsize=9.5, loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=2)
+                axes.legend(frameon=False, fontsize=9.5, loc="upper center", bbox_to_anchor=(0.5, -0.12), ncols=2)
         figure.suptitle(f"{N} image{'s' if N > 1 else ''} of {H}×{W} pixels, float32")
         return figure
