@@ -38,7 +38,7 @@ SETTINGS = {
     "hidden": 128,
     "dropout": 0.2,
     "init": "he",
-    "epochs": 5,
+    "epochs": 3,
     "batch_size": 64,
     "lr": 0.02,
     "momentum": 0.9,

@@ -144,7 +144,6 @@ def test_picture_has_a_bar_for_every_number(count):
         (["vgg11", "--batch-size", "0"], "--batch-size must be at least 1, got 0"),
         (["vgg11", "--runs", "0"], "--runs must be at least 1, got 0"),
         (["vgg11", "--classes", "0"], "must be positive, got 0"),
-        (["vgg11", *SMALL, "--no-time", "--picture", "nowhere/at/all.png"], "nowhere"),
     ],
 )
 def test_one_line_for_a_mistake(arguments, message, capsys, tmp_path, monkeypatch):
