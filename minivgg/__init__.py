@@ -5,9 +5,9 @@ The map, from the ground up; each floor uses only those below it:
     backends/   where arithmetic meets the machine: memory order, compiled kernels, reused buffers
     ops/        arithmetic: pure functions, `<name>_forward` beside `<name>_backward`; `ops/conv2d/` is the ladder
     layers/     thin objects that own parameters and caches: `Layer`, `Sequential`, `Conv2d`, …
-    models/     networks as data: the VGG family, and how weights start
+    models/     networks as data: VGG, AlexNet, GoogLeNet, and how weights start
     training/   data, augmentation, optimisers, schedules, the loop, runs that resume bit for bit
-    insight/    the ledger of a network (shapes, parameters, arithmetic, memory), and every picture
+    insight/    the ledger of a network (shapes, parameters, arithmetic, memory), comparisons, and every picture
     gradcheck/  is a gradient right, and if not, what kind of wrong is it?
     bench/      honest timing, and the races against PyTorch
     testing/    the conformance suite: what our tests run, and what an op of yours is held to
@@ -32,8 +32,10 @@ __version__ = "0.1.0"
 _HOMES = {
     "minivgg.layers": (
         "AdaptiveAvgPool2d",
+        "Auxiliary",
         "AvgPool2d",
         "BatchNorm2d",
+        "ChannelAffine",
         "Concat",
         "Conv2d",
         "Dropout",

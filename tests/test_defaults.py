@@ -24,7 +24,7 @@ DEFAULTS = {
     dropout_forward: {"p": 0.5, "seed": 0, "call": 0},
     linear_backward: {"need_dx": True},
     lrn_forward: {"size": 5, "alpha": 1e-4, "beta": 0.75, "k": 1.0},
-    maxpool2d_forward: {"stride": None, "padding": 0, "relu": False},
+    maxpool2d_forward: {"stride": None, "padding": 0, "ceil_mode": False, "relu": False},
     softmax_cross_entropy_forward: {"label_smoothing": 0.0},
 }
 

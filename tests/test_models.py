@@ -8,7 +8,7 @@ import pytest
 
 from minivgg.errors import BadInput
 from minivgg.layers import Conv2d, Dropout, Linear, Sequential, walk_forward
-from minivgg.models import MODELS, build, initialise, vgg
+from minivgg.models import MODELS, build, initialise, smallest_input, vgg
 from minivgg.ops.softmax_cross_entropy import softmax_cross_entropy_forward
 
 # configuration → (parameters, with batch norm, GMAC, receptive field), for 3×224×224 and 1000 classes
@@ -86,8 +86,9 @@ def test_block_vgg_is_configuration_b_with_named_blocks():
 
 @pytest.mark.parametrize("name", MODELS)
 def test_every_model_runs_small_forward_and_back(name):
-    net = build(name, classes=7, channels=2, input_size=32, width=0.05, classifier_width=9)
-    x = np.random.default_rng(0).standard_normal((3, 2, 32, 32), dtype=np.float32)
+    size = smallest_input(name)
+    net = build(name, classes=7, channels=2, input_size=size, width=0.05, classifier_width=9)
+    x = np.random.default_rng(0).standard_normal((3, 2, size, size), dtype=np.float32)
     y = net.forward(x, train=True)
     assert y.shape == (3, 7)
     assert net.backward(np.ones_like(y)).shape == x.shape

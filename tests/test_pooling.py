@@ -115,6 +115,43 @@ def test_maxpool_against_slow(dtype, geometry, ties):
 VALUES = [-np.inf, -2.0, -1.0, -0.0, 0.0, 1.0, 2.0, np.inf, np.nan]  # few, so that there are ties of every kind
 
 
+def rounded_up(size, window, stride, padding):
+    """How many windows there are in `ceil_mode`: those that begin in the image or before it, and, but for one that
+    holds the end of the padded image, lie in it. Counted one by one."""
+    count = 0
+    while count * stride - padding < size and (count == 0 or (count - 1) * stride - padding + window < size + padding):
+        count += 1
+    return count
+
+
+@example(geometry=((1, 1, 6, 5), (2, 2), (2, 2), (0, 0)))
+@example(geometry=((1, 2, 5, 8), (3, 3), (2, 2), (0, 0)))
+@given(geometry=geometries())
+def test_ceil_mode_is_more_image_of_minus_infinity(dtype, geometry):
+    shape, window, stride, padding = geometry
+    x = np.round(2 * np.random.default_rng(0).standard_normal(shape)).astype(dtype)  # with ties
+    y, cache = maxpool2d_forward(x, window, stride, padding, ceil_mode=True)
+    size = [rounded_up(*g) for g in zip(shape[2:], window, stride, padding, strict=True)]
+    assert y.shape == (*shape[:2], *size)
+    more = [
+        max(0, (o - 1) * t - p + k - s - p)
+        for o, s, k, t, p in zip(size, shape[2:], window, stride, padding, strict=True)
+    ]
+    larger = np.pad(x, [(0, 0), (0, 0), *((0, m) for m in more)], constant_values=-np.inf)
+    dy = np.round(8 * upstream(y))
+    slow_y, slow_dx = slow_maxpool(larger, dy, window, stride, padding)
+    np.testing.assert_array_equal(y, slow_y)
+    np.testing.assert_array_equal(maxpool2d_backward(dy, cache), slow_dx[:, :, : shape[2], : shape[3]])
+
+
+def test_ceil_mode_by_hand():
+    x = np.arange(1.0, 6).reshape(1, 1, 1, 5)
+    np.testing.assert_array_equal(maxpool2d_forward(x, (1, 2))[0].ravel(), [2, 4])
+    np.testing.assert_array_equal(maxpool2d_forward(x, (1, 2), ceil_mode=True)[0].ravel(), [2, 4, 5])
+    np.testing.assert_array_equal(maxpool2d_forward(x, (1, 2), (1, 4), (0, 1), ceil_mode=True)[0].ravel(), [1, 5])
+    assert maxpool2d_forward(np.zeros((1, 1, 112, 112)), 3, 2, ceil_mode=True)[0].shape[2:] == (56, 56)
+
+
 @pytest.mark.parametrize("values", [VALUES, VALUES[1:4], VALUES[3:7]], ids=["any", "none above zero", "ties at zero"])
 @example(geometry=((2, 3, 5, 7), (2, 2), (2, 2), (0, 0)))
 @example(geometry=((2, 3, 5, 7), (2, 2), (1, 3), (0, 0)))

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 # A network is checked at a size at which thousands of forwards take seconds: 4 to 32 filters a layer, 8 hidden units,
-# 4 classes, and two images of 32×32, which its five pools halve to a single pixel.
+# 4 classes, and two images of 32×32, which a VGG's five pools halve to a single pixel (AlexNet's strides need 63×63).
 WIDTH, CLASSIFIER_WIDTH, CLASSES, SIZE, BATCH = 1 / 16, 8, 4, 32, 2
 
 
@@ -20,7 +20,9 @@ def add(commands) -> None:
         "under what is wrong, what kind of wrong it is. Exit status: 0 all right, 1 a gradient is wrong, 2 bad input.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    command.add_argument("model", nargs="?", metavar="MODEL", help="vgg11 … vgg19_bn, or the paper's A … E")
+    command.add_argument(
+        "model", nargs="?", metavar="MODEL", help="vgg11 … vgg19_bn, the paper's A … E, alexnet, googlenet, …"
+    )
     command.add_argument("--all", action="store_true", help="every op, layer, convolution algorithm and network")
     command.add_argument("--algorithm", metavar="NAME", help="how to convolve (default: auto; with --all, every way)")
     command.add_argument("--device", choices=("cpu", "gpu"), default="cpu", help="where to compute")
@@ -175,16 +177,17 @@ def _layers(arguments) -> Iterator[Subject]:
 
 def _models(arguments) -> Iterator[Subject]:
     from minivgg.layers import Conv2d
-    from minivgg.models import MODELS, build
+    from minivgg.models import MODELS, build, smallest_input
 
     same = {}  # networks with the same layers are one network under two names
     for name in [arguments.model] if arguments.model else MODELS:
-        options = {"width": WIDTH, "classifier_width": CLASSIFIER_WIDTH, "classes": CLASSES, "input_size": SIZE}
+        size = max(SIZE, smallest_input(name))
+        options = {"width": WIDTH, "classifier_width": CLASSIFIER_WIDTH, "classes": CLASSES, "input_size": size}
         model = build(name, **options, algorithm=arguments.algorithm or "auto", seed=arguments.seed)
-        same.setdefault(repr(model), (model, []))[1].append(name)
-    for model, names in same.values():
+        same.setdefault(repr(model), (model, size, []))[2].append(name)
+    for model, size, names in same.values():
         channels = next(leaf for _, leaf in model.walk() if isinstance(leaf, Conv2d)).weight.data.shape[1]
-        shape = (BATCH, channels, SIZE, SIZE)
+        shape = (BATCH, channels, size, size)
         check = lambda model=model, shape=shape: _check(arguments, model, shape, labels=True)  # noqa: E731
         yield Subject(" = ".join(names), [(f"x {shape} and its loss", check)])
 

@@ -12,7 +12,7 @@ def add(commands) -> None:
         "memory, size of the im2col matrix, and how many input pixels a unit sees. Nothing is run or downloaded.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    command.add_argument("model", metavar="MODEL", help="vgg11 … vgg19, vgg11_bn … vgg19_bn, or the paper's A … E")
+    command.add_argument("model", metavar="MODEL", help="vgg11 … vgg19_bn, the paper's A … E, alexnet, googlenet, …")
     command.add_argument("--input-size", type=int, default=224, metavar="PX", help="height and width of the image")
     command.add_argument("--batch-size", type=int, default=1, metavar="N", help="images at once")
     command.add_argument(

@@ -22,7 +22,7 @@ _SETTINGS = {
         "colour": (float, "STD", "strength of the random colour shift (AlexNet's is 0.1)"),
     },
     "network": {
-        "model": (str, "NAME", "vgg11 … vgg19, vgg11_bn … vgg19_bn, or the paper's A … E"),
+        "model": (str, "NAME", "vgg11 … vgg19_bn, the paper's A … E, alexnet, googlenet, …"),
         "width": (float, "X", "multiplies the number of filters"),
         "classifier_width": (int, "N", "units of the two hidden linear layers"),
         "dropout": (float, "P", "share dropped in the classifier"),

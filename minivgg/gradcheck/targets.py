@@ -18,7 +18,7 @@ from typing import NamedTuple
 import numpy as np
 
 from minivgg.backends.array import on_gpu, to_cpu, to_gpu
-from minivgg.layers import Dropout, Layer, ReLU, Sequential
+from minivgg.layers import Dropout, Layer, ReLU, Sequential, auxiliary_loss_backward, auxiliary_loss_forward
 from minivgg.ops.maxpool import MaxPoolCache
 from minivgg.ops.relu import relu_forward
 from minivgg.ops.softmax_cross_entropy import softmax_cross_entropy_backward, softmax_cross_entropy_forward
@@ -179,7 +179,13 @@ class LayerTarget(Target):
         if self._labels is None:
             return y, branches, self._backward
         loss, cache = softmax_cross_entropy_forward(y, self._labels)
-        return loss, branches, lambda dloss: self._backward(softmax_cross_entropy_backward(dloss, cache))
+        heads_loss, heads_cache = auxiliary_loss_forward(self._layer, self._labels)
+
+        def backward(dloss):
+            auxiliary_loss_backward(dloss, heads_cache)
+            return self._backward(softmax_cross_entropy_backward(dloss, cache))
+
+        return loss + heads_loss, branches, backward
 
     def _backward(self, dy):
         return {"x": self._layer.backward(dy)} | {name: p.grad for name, p in self._params.items()}

@@ -5,9 +5,9 @@ Everything is computed from shapes; nothing runs and no weight is touched, so VG
 
 import math
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
-from minivgg.layers import AdaptiveAvgPool2d, Concat, Conv2d, Flatten, Layer, Linear, Sequential
+from minivgg.layers import AdaptiveAvgPool2d, Auxiliary, Concat, Conv2d, Flatten, Layer, Linear, Sequential
 
 _BYTES = 4  # float32
 
@@ -31,7 +31,8 @@ class Field:
 class Row:
     """One layer. Bytes are of float32; `columns` is the whole im2col matrix, which is only ever held in chunks.
 
-    `receptive_field` is None from the point on where a unit sees the image as a whole (after Flatten).
+    `receptive_field` is None from the point on where a unit sees the image as a whole (after Flatten). `training_only`
+    marks the layers of auxiliary heads.
     """
 
     name: str
@@ -42,14 +43,19 @@ class Row:
     activation_bytes: int
     column_bytes: int
     receptive_field: int | None
+    training_only: bool = False
 
 
 @dataclass(frozen=True)
 class Ledger:
-    """The rows of a network and their totals, for one input shape (N, C, H, W)."""
+    """The rows of a network and their totals, for one input shape (N, C, H, W), auxiliary heads included.
+
+    `receptive_field` is that of one unit of the last feature map before the classifier.
+    """
 
     input: tuple[int, ...]
     rows: list[Row]
+    receptive_field: int | None = None
 
     @property
     def parameters(self) -> int:
@@ -69,10 +75,9 @@ class Ledger:
         return max((row.column_bytes for row in self.rows), default=0)
 
     @property
-    def receptive_field(self) -> int | None:
-        """That of one unit of the last feature map before the classifier."""
-        seen = [row.receptive_field for row in self.rows if row.receptive_field]
-        return seen[-1] if seen else None
+    def heads(self) -> "Ledger":
+        """The part that only training has: the auxiliary heads."""
+        return Ledger(self.input, [row for row in self.rows if row.training_only])
 
     def as_dict(self) -> dict:
         """Everything, for JSON; `gmac` is macs / 10⁹ rounded to three digits."""
@@ -94,12 +99,17 @@ def ledger(model: Layer, input_shape: tuple[int, int, int, int]) -> Ledger:
     A multiply-accumulate (MAC) is counted for each product in convolutions and linear layers, biases and all else
     left out, as the literature does; a FLOP count is twice that.
     """
-    return Ledger(tuple(input_shape), [row for row, _ in _rows(model, "", tuple(input_shape), Field())])
+    rows = list(_rows(model, "", tuple(input_shape), Field()))
+    seen = [field.size for _, field in rows if field]
+    return Ledger(tuple(input_shape), [row for row, _ in rows], seen[-1] if seen else None)
 
 
 def _rows(layer: Layer, name: str, shape: tuple, field: Field | None) -> Iterator[tuple[Row, Field | None]]:
     """Yield (row, field after it) for each leaf inside `layer`, fed with `shape` and `field`."""
-    if isinstance(layer, Sequential):
+    if isinstance(layer, Auxiliary):
+        for row, _ in _rows(Sequential(layer.children()), name, shape, field):
+            yield replace(row, training_only=True), field
+    elif isinstance(layer, Sequential):
         for key, child in layer.children().items():
             for row, after in _rows(child, f"{name}.{key}".lstrip("."), shape, field):
                 yield row, after
@@ -187,4 +197,9 @@ def _table(book: Ledger) -> str:
         f"{human(book.parameters * _BYTES, 1024, 'B')} of parameters in float32, {book.macs / 1e9:.3f} GMAC for input "
         f"{'×'.join(map(str, book.input))}; im2col is held in chunks, never whole"
     )
+    if (heads := book.heads).rows:
+        summary += (
+            f"\nof these {heads.parameters:,} parameters and {heads.macs / 1e9:.3f} GMAC are auxiliary heads', "
+            "which only training has"
+        )
     return "\n".join([text(head), rule, *map(text, lines), rule, text(totals), "", summary])

@@ -151,3 +151,42 @@ def predictions(images: list[np.ndarray], probabilities: np.ndarray, classes: tu
 
 def _show(axes, image: np.ndarray) -> None:
     axes.imshow(image.squeeze(), cmap="gray", vmin=0, vmax=255, interpolation="nearest")
+
+
+def comparison(entries: list) -> Figure:
+    """The `compare.Entry` of each network as bars: a panel for each measure, a row for each network."""
+    timed = entries[0].seconds is not None
+    panels = [
+        ("Weight layers", "layers", [[e.depth for e in entries]], "{:.0f}"),
+        ("Parameters", "millions", [[e.parameters / 1e6 for e in entries]], "{:.3g}"),
+        ("Arithmetic", "GMAC", [[e.macs / 1e9 for e in entries]], "{:.3g}"),
+        (
+            "Memory",
+            "MiB",
+            [[e.inference_bytes / 2**20 for e in entries], [e.training_bytes / 2**20 for e in entries]],
+            "{:,.0f}",
+        ),
+        ("A unit sees", "pixels", [[e.receptive_field or 0 for e in entries]], "{:.0f}"),
+    ]
+    panels += [("Forward, measured", "ms", [[1000 * e.seconds for e in entries]], "{:.3g}")] if timed else []
+    N, _, H, W = entries[0].input
+    rows = np.arange(len(entries))
+    named = [f"{e.name}\n{' '.join(f'{h}×{w}' for h, w in e.windows)}" for e in entries]
+    with rc_context(STYLE | {"axes.grid": False}):
+        figure = Figure(figsize=(2.3 * len(panels) + 2, 0.62 * len(entries) + 1.9))
+        grid = figure.subplots(1, len(panels))
+        for axes, (title, unit, bars, form) in zip(grid, panels, strict=True):
+            height = 0.7 / len(bars)
+            for j, (values, colour) in enumerate(zip(bars, (BLUE, ORANGE), strict=False)):
+                places = rows + (j - (len(bars) - 1) / 2) * height
+                drawn = axes.barh(places, values, 0.92 * height, color=colour, label=("inference", "training")[j])
+                axes.bar_label(drawn, [form.format(v) for v in values], padding=3, size=9.5)
+            axes.set(title=title, xlabel=unit, xlim=(0, 1.45 * max(max(map(max, bars)), 1e-9)), xticks=[])
+            axes.set_yticks(rows, named if axes is grid[0] else [""] * len(entries))
+            axes.tick_params(left=False)
+            axes.invert_yaxis()
+            axes.spines["bottom"].set_visible(False)
+            if len(bars) > 1:
+                axes.legend(frameon=False, fontsize=9.5, loc="upper center", bbox_to_anchor=(0.5, -0.12), ncols=2)
+        figure.suptitle(f"{N} image{'s' if N > 1 else ''} of {H}×{W} pixels, float32")
+        return figure

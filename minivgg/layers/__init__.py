@@ -13,11 +13,19 @@ its `_forward` and `_backward` in `standard`.
 """
 
 from minivgg.layers.base import Layer, Param
-from minivgg.layers.containers import Concat, Sequential, walk_forward
+from minivgg.layers.containers import (
+    Auxiliary,
+    Concat,
+    Sequential,
+    auxiliary_loss_backward,
+    auxiliary_loss_forward,
+    walk_forward,
+)
 from minivgg.layers.standard import (
     AdaptiveAvgPool2d,
     AvgPool2d,
     BatchNorm2d,
+    ChannelAffine,
     Conv2d,
     Dropout,
     Flatten,
@@ -30,8 +38,10 @@ from minivgg.layers.standard import (
 
 __all__ = [
     "AdaptiveAvgPool2d",
+    "Auxiliary",
     "AvgPool2d",
     "BatchNorm2d",
+    "ChannelAffine",
     "Concat",
     "Conv2d",
     "Dropout",
@@ -44,5 +54,7 @@ __all__ = [
     "ReLU",
     "Sequential",
     "Sigmoid",
+    "auxiliary_loss_backward",
+    "auxiliary_loss_forward",
     "walk_forward",
 ]

@@ -31,6 +31,7 @@ class Layer:
     """
 
     buffers: tuple[str, ...] = ()  # names of attributes that are saved with the parameters but not learnt
+    only_in_training = False  # whether it hands x on as it is at test time, so that freezing leaves it out
     _cache = None
 
     def forward(self, x, train=False, *, keep=None, **fused):
@@ -53,18 +54,19 @@ class Layer:
         RuntimeError if no forward has left a cache.
         """
         if self._cache is None:
-            raise RuntimeError(
-                f"{type(self).__name__}.backward has nothing to go back through: "
-                "first call forward(x, train=True), or forward(x, keep=True), once for each backward"
-            )
+            raise nothing_kept(self)
         (cache,), self._cache = self._cache, None
         return self._backward(dy, cache, need_dx)
 
-    def freeze(self) -> "Layer":
-        """A copy for inference alone, faster where that helps: it shares the parameters, which must not change then."""
+    def twin(self) -> "Layer":
+        """This layer once more, for another place, with the same parameters and statistics, and a cache of its own."""
         twin = copy.copy(self)
         twin._cache = None
         return twin
+
+    def freeze(self) -> "Layer":
+        """A copy for inference alone, faster where that helps: it shares the parameters, which must not change then."""
+        return self.twin()
 
     def output_shape(self, shape: tuple) -> tuple:
         """The shape of y for an x of `shape`."""
@@ -141,6 +143,14 @@ class Layer:
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}()"
+
+
+def nothing_kept(layer: Layer) -> RuntimeError:
+    """What to raise where a backward has no forward behind it."""
+    return RuntimeError(
+        f"{type(layer).__name__}.backward has nothing to go back through: "
+        "first call forward(x, train=True), or forward(x, keep=True), once for each backward"
+    )
 
 
 def _first(names: list[str]) -> str:

@@ -1,12 +1,15 @@
-"""Layers made of layers: one after another (`Sequential`), or side by side (`Concat`)."""
+"""Layers made of layers: one after another (`Sequential`), side by side (`Concat`), or beside the way (`Auxiliary`)."""
 
 from collections.abc import Iterator
 
 import numpy as np
 
 from minivgg.backends.array import nchw, nhwc, xp_of
+from minivgg.errors import BadInput
 from minivgg.layers import fusion
-from minivgg.layers.base import Layer
+from minivgg.layers.base import Layer, nothing_kept
+from minivgg.ops.softmax_cross_entropy import softmax_cross_entropy_backward, softmax_cross_entropy_forward
+from minivgg.ops.windows import check_gradient
 
 
 class _Container(Layer):
@@ -24,6 +27,18 @@ class _Container(Layer):
 
     def __getitem__(self, key: str | int) -> Layer:
         return list(self._children.values())[key] if isinstance(key, int) else self._children[key]
+
+    def __setitem__(self, key: str | int, layer: Layer) -> None:
+        """Put `layer` in the place of the child `key`. Raises KeyError or IndexError where there is none."""
+        name = list(self._children)[key] if isinstance(key, int) else key
+        if name not in self._children:
+            raise KeyError(f"{type(self).__name__} has no layer {name!r} to replace")
+        self._children[name] = layer
+
+    def twin(self):
+        twin = super().twin()
+        twin._children = {name: child.twin() for name, child in self._children.items()}
+        return twin
 
     def __getattr__(self, name: str) -> Layer:
         children = self.__dict__.get("_children", {})
@@ -51,10 +66,12 @@ class _Container(Layer):
 class Sequential(_Container):
     """Layers one after another, as in PyTorch: `Sequential(a, b, …)` or `Sequential({"features": a, …})`.
 
-    While `fused` is True, a ReLU's work is done by its neighbours where they can: see `layers.fusion`.
+    While `fused` is True, a ReLU's work is done by its neighbours where they can: see `layers.fusion`. `landmarks` says
+    what the literature calls some of the layers: `relu4_3` → `features.22`.
     """
 
     fused = True
+    landmarks: dict[str, str] = {}  # noqa: RUF012 (a network is given its own)
     _ran: list | None = None  # the layers that the last forward ran
 
     def steps(self, keep=True) -> list[tuple[Layer, dict]]:
@@ -79,7 +96,48 @@ class Sequential(_Container):
 
         It shares all parameters that are not folded, which must not change any more; training it is an error.
         """
-        return Sequential(fusion.frozen(self.children()))
+        frozen = Sequential(fusion.frozen(self.children()))
+        frozen.landmarks = self.landmarks
+        return frozen
+
+    def twin(self):
+        twin = super().twin()
+        twin._ran = None
+        return twin
+
+    def features_at(self, name: str) -> "Sequential":
+        """The network that ends with the layer `name`, whose output it gives: x → features.
+
+        `name` is one of `landmarks` (`model.features_at("relu4_3")`), or a layer's own (`features.22`). Parameters and
+        running statistics are shared with this network, caches are not: both may go forward and back as they like.
+        Auxiliary heads on the way are left out. Raises BadInput, with the names there are, for another.
+        """
+        path, places = self.landmarks.get(name, name), list(self._places())
+        if path not in places:
+            known = [landmark for landmark, place in self.landmarks.items() if place in places]
+            raise BadInput(f'no layer "{name}"; there are {", ".join(known or places)}')
+        return self._up_to(path.split("."))
+
+    def _places(self) -> Iterator[str]:
+        """The dotted names of all layers that one path leads through."""
+        for name, child in self.children().items():
+            if isinstance(child, Auxiliary):
+                continue
+            yield name
+            if isinstance(child, Sequential):
+                yield from (f"{name}.{place}" for place in child._places())
+
+    def _up_to(self, keys: list[str]) -> "Sequential":
+        kept = {}
+        for name, child in self.children().items():
+            if name == keys[0]:
+                kept[name] = child._up_to(keys[1:]) if keys[1:] else child.twin()
+                break
+            if not isinstance(child, Auxiliary):
+                kept[name] = child.twin()
+        part = Sequential(kept)
+        part.fused, part.landmarks = self.fused, self.landmarks
+        return part
 
     def output_shape(self, shape):
         for layer in self:
@@ -116,15 +174,82 @@ class Concat(_Container):
         return N, sum(shape[1] for shape in shapes), H, W
 
 
+class Auxiliary(Sequential):
+    """A classifier beside the way, whose loss brings gradients to layers far below the last: Szegedy et al. 2014, §5.
+
+    x passes unchanged, y = x. Where a backward will follow, x also goes through the layers of this head, and their
+    result (N, classes) waits in `scores` for a loss: see `auxiliary_loss_forward`, which counts it `share` times. What
+    that asks of the scores is `dscores`, zero until set, and so dx = dy + the gradient through the head. At test time
+    nothing happens, and `freeze` leaves the head out.
+    """
+
+    only_in_training = True
+    scores = dscores = None
+
+    def __init__(self, *layers, share: float = 0.3):
+        super().__init__(*layers)
+        self.share = share
+
+    def forward(self, x, train=False, *, keep=None):
+        keep = train if keep is None else keep
+        self.scores = super().forward(x, train, keep=keep) if keep else None
+        self.dscores, self._x = None, (x.shape, x.dtype)
+        return x
+
+    def backward(self, dy, *, need_dx=True):
+        if self.scores is None:
+            raise nothing_kept(self)
+        check_gradient("Auxiliary.backward", dy, *self._x)
+        dscores = xp_of(dy).zeros_like(self.scores) if self.dscores is None else self.dscores
+        self.scores = self.dscores = None
+        dx = super().backward(dscores, need_dx=need_dx)
+        return dy + dx if need_dx else None
+
+    def twin(self):
+        twin = super().twin()
+        twin.scores = twin.dscores = None
+        return twin
+
+    def output_shape(self, shape):
+        return shape
+
+    def freeze(self):
+        """A head for inference alone, which does nothing."""
+        return self.twin()
+
+
+def auxiliary_loss_forward(model: Layer, labels, label_smoothing: float = 0.0) -> tuple[float, list]:
+    """Σ share · softmax cross-entropy over the auxiliary heads of `model`, after a forward that left their scores.
+
+    It is to be added to the loss of the network's own scores. 0 where there are no heads. labels (N,); the cache is for
+    `auxiliary_loss_backward`.
+    """
+    loss, cache = 0.0, []
+    for _, head in model.walk():
+        if isinstance(head, Auxiliary) and head.scores is not None:
+            own, own_cache = softmax_cross_entropy_forward(head.scores, labels, label_smoothing)
+            loss += head.share * float(own)
+            cache.append((head, own_cache))
+    return loss, cache
+
+
+def auxiliary_loss_backward(dloss: float, cache: list) -> None:
+    """Give each head the gradient of its part of the loss, for `model.backward` to take along."""
+    for head, own_cache in cache:
+        head.dscores = softmax_cross_entropy_backward(head.share * dloss, own_cache)
+
+
 def walk_forward(layer: Layer, x, train=False, name=""):
     """Run a forward leaf by leaf: a generator that yields (name, leaf, its input) *before* each leaf runs.
 
     So the caller may look at the input, or change the leaf. The generator's return value is y. Caches are not kept.
+    Auxiliary heads are run as well.
     """
     if isinstance(layer, Sequential):
+        y = x
         for key, child in layer.children().items():
-            x = yield from walk_forward(child, x, train, f"{name}.{key}".lstrip("."))
-        return x
+            y = yield from walk_forward(child, y, train, f"{name}.{key}".lstrip("."))
+        return x if isinstance(layer, Auxiliary) else y
     if isinstance(layer, Concat):
         ys = []
         for key, child in layer.children().items():

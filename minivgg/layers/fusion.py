@@ -14,7 +14,7 @@ runs the layers one by one.
 """
 
 from minivgg.layers.base import Layer
-from minivgg.layers.standard import BatchNorm2d, Conv2d, Dropout, MaxPool2d, ReLU
+from minivgg.layers.standard import BatchNorm2d, Conv2d, MaxPool2d, ReLU
 
 Step = tuple[Layer, dict]
 
@@ -52,11 +52,12 @@ def _halves(pool: MaxPool2d) -> bool:
 
 
 def frozen(named: dict[str, Layer]) -> dict[str, Layer]:
-    """The layers of a network that has finished learning: no dropout, and batch norms folded into convolutions."""
+    """The layers of a network that has finished learning: nothing that only training has (dropout, auxiliary heads),
+    and batch norms folded into convolutions."""
     result = {}
     for name, layer in named.items():
         last = result[next(reversed(result))] if result else None
-        if isinstance(layer, Dropout):
+        if layer.only_in_training:
             continue
         if type(layer) is BatchNorm2d and type(last) is Conv2d:
             last.fold(*layer.scale_and_shift())

@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 
-from minivgg.backends.array import nchw
+from minivgg.backends.array import nchw, xp_of
 from minivgg.layers.base import Layer, Param
 from minivgg.ops.avgpool import adaptive_avgpool2d_forward, avgpool2d_backward, avgpool2d_forward
 from minivgg.ops.batchnorm import batchnorm_backward, batchnorm_forward, running_average
@@ -16,7 +16,7 @@ from minivgg.ops.lrn import lrn_backward, lrn_forward
 from minivgg.ops.maxpool import maxpool2d_backward, maxpool2d_forward
 from minivgg.ops.relu import relu_backward, relu_forward
 from minivgg.ops.sigmoid import sigmoid_backward, sigmoid_forward
-from minivgg.ops.windows import output_size, pair
+from minivgg.ops.windows import check_gradient, output_size, pair
 
 
 def _short(size: tuple[int, int]) -> str:
@@ -139,7 +139,8 @@ class BatchNorm2d(Layer):
         if not train:
             return batchnorm_forward(x, weight, bias, mean=self.running_mean, var=self.running_var, eps=self.eps)
         y, cache = batchnorm_forward(x, weight, bias, eps=self.eps)
-        self.running_mean, self.running_var = running_average(self.running_mean, self.running_var, cache, self.momentum)
+        mean, var = running_average(self.running_mean, self.running_var, cache, self.momentum)
+        self.running_mean[...], self.running_var[...] = mean, var  # in place: a twin has the same arrays
         return y, cache
 
     def _backward(self, dy, cache, need_dx):
@@ -158,23 +159,32 @@ class BatchNorm2d(Layer):
 
 
 class _Pool(Layer):
+    ceil_mode = False
+
     def __init__(self, kernel_size, stride=None, padding=0):
         self.kernel_size, self.padding = pair(kernel_size, "kernel_size"), pair(padding, "padding")
         self.stride = self.kernel_size if stride is None else pair(stride, "stride")
 
     def output_shape(self, shape):
         N, C, H, W = shape
-        return N, C, *output_size(type(self).__name__, (H, W), self.kernel_size, self.stride, self.padding)
+        window = (self.kernel_size, self.stride, self.padding, self.ceil_mode)
+        return N, C, *output_size(type(self).__name__, (H, W), *window)
 
     def __repr__(self):
-        return f"{type(self).__name__}({_window(self, self.kernel_size)})"
+        extras = ", ceil_mode=True" if self.ceil_mode else ""
+        return f"{type(self).__name__}({_window(self, self.kernel_size)}{extras})"
 
 
 class MaxPool2d(_Pool):
-    """The largest value of each window; see `ops.maxpool`."""
+    """The largest value of each window; see `ops.maxpool`. With `ceil_mode` the output's size is rounded up."""
+
+    def __init__(self, kernel_size, stride=None, padding=0, *, ceil_mode=False):
+        super().__init__(kernel_size, stride, padding)
+        self.ceil_mode = ceil_mode
 
     def _forward(self, x, train, relu=False):
-        return maxpool2d_forward(x, self.kernel_size, self.stride, self.padding, relu=relu)
+        window = (self.kernel_size, self.stride, self.padding)
+        return maxpool2d_forward(x, *window, ceil_mode=self.ceil_mode, relu=relu)
 
     def _backward(self, dy, cache, need_dx):
         return maxpool2d_backward(dy, cache)
@@ -234,6 +244,8 @@ class Dropout(Layer):
     """Each element dropped with probability p when training. `seed` names the generator (`minivgg.models.initialise`
     gives every layer its own), `calls` counts the masks drawn so far."""
 
+    only_in_training = True
+
     def __init__(self, p=0.5, *, seed=0):
         if not 0 <= p < 1:
             raise ValueError(f"Dropout: p must be in [0, 1), got {p}")
@@ -250,6 +262,32 @@ class Dropout(Layer):
 
     def __repr__(self):
         return f"Dropout({self.p})"
+
+
+class ChannelAffine(Layer):
+    """y = scale·x + shift, channel by channel, for x (N, C, H, W) and C fixed numbers each: nothing is learnt.
+
+    It takes images from one preprocessing to another, in front of a network that was trained with the other.
+    """
+
+    def __init__(self, scale, shift):
+        self.scale, self.shift = tuple(map(float, scale)), tuple(map(float, shift))
+
+    def _forward(self, x, train):
+        if x.ndim != 4 or x.shape[1] != len(self.scale):
+            raise ValueError(f"ChannelAffine takes (N, {len(self.scale)}, H, W), got {x.shape}")
+        return x * self._per_channel(self.scale, x) + self._per_channel(self.shift, x), (x.shape, x.dtype)
+
+    def _backward(self, dy, cache, need_dx):
+        check_gradient("ChannelAffine.backward", dy, *cache)
+        return dy * self._per_channel(self.scale, dy)
+
+    @staticmethod
+    def _per_channel(values: tuple, x):
+        return xp_of(x).asarray(values, x.dtype)[:, None, None]
+
+    def __repr__(self):
+        return f"ChannelAffine({self.scale}, {self.shift})"
 
 
 class LocalResponseNorm(Layer):

@@ -6,10 +6,10 @@ from functools import partial
 
 from minivgg.errors import BadInput
 from minivgg.layers import Sequential
-from minivgg.models import vgg
+from minivgg.models import alexnet, googlenet, vgg
 from minivgg.models.initializers import initialise
 
-__all__ = ["MODELS", "build", "initialise"]
+__all__ = ["MODELS", "build", "initialise", "smallest_input"]
 
 MODELS: dict[str, Callable[..., Sequential]] = {
     **{letter: partial(vgg.vgg, letter) for letter in vgg.CONFIGURATIONS},
@@ -23,7 +23,17 @@ MODELS: dict[str, Callable[..., Sequential]] = {
     "vgg19_bn": vgg.vgg19_bn,
     "block_vgg": vgg.block_vgg,
     "keras_vgg11": vgg.keras_vgg11,
+    "alexnet": alexnet.alexnet,
+    "alexnet_lrn": alexnet.alexnet_lrn,
+    "googlenet": googlenet.googlenet,
+    "googlenet_lrn": googlenet.googlenet_lrn,
+    "small_googlenet": googlenet.small_googlenet,
 }
+
+
+def smallest_input(name: str) -> int:
+    """How many pixels each way an image must have at least for the network called `name`; 32 for those of no name."""
+    return alexnet.SMALLEST if name.startswith("alexnet") else 32
 
 
 def build(name: str, **options) -> Sequential:

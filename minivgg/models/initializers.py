@@ -10,7 +10,7 @@ import math
 import numpy as np
 
 from minivgg.errors import BadInput
-from minivgg.layers import BatchNorm2d, Dropout, Layer, walk_forward
+from minivgg.layers import Auxiliary, BatchNorm2d, Dropout, Layer, walk_forward
 
 
 def he(shape: tuple, fan_in: int, fan_out: int) -> float:
@@ -38,8 +38,8 @@ def initialise(model: Layer, method: str = "he", *, seed: int = 0, x=None) -> La
     `method`: "he", "xavier" or "paper" draw from normal distributions; "lsuv" makes every layer's output on the batch
     `x` have variance one; "zeros" draws nothing (for loading weights, or counting them). With "he" and "xavier" the
     last of several layers, which makes the scores, starts ten times smaller: a network that has seen nothing should
-    have no opinion, and a loss of log(classes). Batch norms start at weight 1, bias 0. The same seed gives the same
-    bits. Raises BadInput for another method, or "lsuv" without `x`.
+    have no opinion, and a loss of log(classes); so does the last layer of each auxiliary head. Batch norms start at
+    weight 1, bias 0. The same seed gives the same bits. Raises BadInput for another method, or "lsuv" without `x`.
     """
     if method not in METHODS:
         raise BadInput(f'no initialiser "{method}"; there are {", ".join(METHODS)}')
@@ -47,16 +47,23 @@ def initialise(model: Layer, method: str = "he", *, seed: int = 0, x=None) -> La
     for _, layer in model.walk():
         if isinstance(layer, Dropout):
             layer.seed, layer.calls = int(rng.integers(2**63)), 0
-    layers = [layer for _, layer in model.walk() if hasattr(layer, "weight") and not isinstance(layer, BatchNorm2d)]
+    layers = _weighted(model)
     for layer in layers if method != "zeros" else ():
         _draw(layer, NORMAL.get(method), rng)
     if method in ("he", "xavier") and len(layers) > 1:
-        layers[-1].weight.data *= layers[-1].weight.data.dtype.type(0.1)
+        heads = [_weighted(head) for _, head in model.walk() if isinstance(head, Auxiliary)]
+        for last in (layers[-1], *(head[-1] for head in heads if head)):
+            last.weight.data *= last.weight.data.dtype.type(0.1)
     if method == "lsuv":
         if x is None:
             raise BadInput('the initialiser "lsuv" needs a batch of images, x')
         _lsuv(model, x)
     return model
+
+
+def _weighted(model: Layer) -> list[Layer]:
+    """The convolutions and linear layers inside `model`."""
+    return [layer for _, layer in model.walk() if hasattr(layer, "weight") and not isinstance(layer, BatchNorm2d)]
 
 
 def _draw(layer: Layer, deviation, rng) -> None:

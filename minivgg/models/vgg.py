@@ -23,6 +23,7 @@ from minivgg.layers import (
     Sequential,
 )
 from minivgg.models.initializers import initialise
+from minivgg.models.options import check_positive
 from minivgg.ops.conv2d import check_algorithm
 
 CONFIGURATIONS = {
@@ -49,6 +50,30 @@ def _stage(stage: str, channels: int, width: float, batch_norm: bool, options: d
         layers.append(ReLU())
         channels = out
     return [*layers, MaxPool2d(2)], channels
+
+
+def _landmarks(model: Sequential) -> dict[str, str]:
+    """What the literature calls the layers (conv1_1, relu1_1, pool1, … fc6, relu6, drop6, fc7, … fc8) → our names."""
+    names, stage, number, linear = {}, 1, 0, 5
+    for path, layer in model.walk():
+        match layer:
+            case Conv2d():
+                number += 1
+                names[f"conv{stage}_{number}"] = path
+            case BatchNorm2d():
+                names[f"bn{stage}_{number}"] = path
+            case LocalResponseNorm():
+                names[f"norm{stage}"] = path
+            case MaxPool2d():
+                names[f"pool{stage}"], stage, number = path, stage + 1, 0
+            case Linear():
+                linear += 1
+                names[f"fc{linear}"] = path
+            case ReLU():
+                names[f"relu{stage}_{number}" if stage <= 5 else f"relu{linear}"] = path
+            case Dropout():
+                names[f"drop{linear}"] = path
+    return names
 
 
 def _classifier(features: int, width: int, classes: int, dropout: float, dtype) -> Sequential:
@@ -88,17 +113,17 @@ def vgg(
     are layers `block1` to `block5` instead of one flat `features`. `init` and `seed` are those of `initialise`, except
     "lsuv", which needs images; `algorithm` is that of every convolution.
 
+    For features instead of scores: `model.features_at("relu4_3")` ends at any layer, by the paper's and Caffe's names
+    (conv1_1 … relu5_3, pool1 … pool5, fc6, relu6, fc7, relu7, fc8; fc7 comes before its ReLU); a vector of any length
+    comes from `classes`, or from another last layer: `model.classifier[6] = initialise(Linear(4096, 128))`.
+
     Raises BadInput for an unknown configuration or algorithm, or a size, width or count out of range.
     """
     if configuration not in CONFIGURATIONS:
         raise BadInput(f'no VGG configuration "{configuration}"; there are {", ".join(CONFIGURATIONS)}')
     if input_size < 32:
         raise BadInput(f"a VGG halves its input five times, so input_size must be at least 32, got {input_size}")
-    if min(classes, channels, classifier_width) < 1 or not width > 0:
-        raise BadInput(
-            "classes, channels, classifier_width and width must be positive, "
-            f"got {classes}, {channels}, {classifier_width} and {width}"
-        )
+    check_positive(classes=classes, channels=channels, classifier_width=classifier_width, width=width)
     check_algorithm(algorithm)
     stages, pixels, in_channels = [], min(7, input_size // 32), channels
     for stage in CONFIGURATIONS[configuration].split("|"):
@@ -112,6 +137,7 @@ def vgg(
     model = Sequential(
         extractor | {"avgpool": AdaptiveAvgPool2d(pixels), "flatten": Flatten(), "classifier": classifier}
     )
+    model.landmarks = _landmarks(model)
     return initialise(model, init, seed=seed)
 
 

@@ -132,12 +132,13 @@ def _backward_side_by_side(dy, argmax, dx, window):
                         to[c] = 0
 
 
-def maxpool2d_forward(x, kernel_size, stride=None, padding=0, *, relu=False):
+def maxpool2d_forward(x, kernel_size, stride=None, padding=0, *, ceil_mode=False, relu=False):
     """y[n, c, oh, ow] = the largest x[n, c, oh·stride − padding + kh, ow·stride − padding + kw] inside the image.
 
     x (N, C, H, W) → y (N, C, OH, OW), OH = (H + 2·padding − KH) // stride + 1. `stride` defaults to the window.
     Integers or (height, width) pairs. A tie goes to the first maximum in row order; a NaN in a window is its maximum.
-    With `relu`, y and its gradient are those of a ReLU followed by the pooling.
+    With `ceil_mode` (GoogLeNet's, from Caffe), OH is rounded up: the last window may reach past the image. With `relu`,
+    y and its gradient are those of a ReLU followed by the pooling.
 
     Cost: N·C·OH·OW·KH·KW comparisons; x is read once, y and a byte for each output (two for windows past 256 places),
     which is all that the cache keeps, are written. Raises ValueError if a window does not fit, or could lie in the
@@ -149,10 +150,11 @@ def maxpool2d_forward(x, kernel_size, stride=None, padding=0, *, relu=False):
     if padding[0] > window[0] // 2 or padding[1] > window[1] // 2:
         raise ValueError(f"maxpool2d: padding {padding} must be at most half the window {window}")
     N, C, H, W = x.shape
-    OH, OW = output_size("maxpool2d", (H, W), window, stride, padding)
+    OH, OW = output_size("maxpool2d", (H, W), window, stride, padding, ceil_mode)
     y = empty((N, OH, OW, C), x.dtype)
     argmax = empty(y.shape, np.min_scalar_type(window[0] * window[1] - (not relu)))
-    if window == (2, 2) and padding == (0, 0):
+    inside = (OH - 1) * stride[0] + window[0] <= H and (OW - 1) * stride[1] + window[1] <= W
+    if window == (2, 2) and padding == (0, 0) and inside:
         _forward_2x2(nhwc(x), y, argmax, stride, relu)
     else:
         _forward(nhwc(x), y, argmax, window, stride, padding, relu)

@@ -12,8 +12,13 @@ def pair(value: int | Sequence[int], name: str) -> tuple[int, int]:
     return int(values[0]), int(values[1])
 
 
-def output_size(op: str, size: tuple, kernel: tuple, stride: tuple, padding: tuple) -> tuple[int, int]:
+def output_size(
+    op: str, size: tuple, kernel: tuple, stride: tuple, padding: tuple, ceil_mode: bool = False
+) -> tuple[int, int]:
     """(H + 2·padding − K) // stride + 1 in each direction.
+
+    With `ceil_mode` the quotient is rounded up: what is left over at the end gets a window too, which reaches past the
+    padding, unless it would begin there (PyTorch's rule).
 
     Raises ValueError, naming `op`, where that is less than one or the geometry itself makes no sense.
     """
@@ -21,7 +26,10 @@ def output_size(op: str, size: tuple, kernel: tuple, stride: tuple, padding: tup
         raise ValueError(
             f"{op}: kernel {kernel} and stride {stride} must be at least 1, and padding {padding} at least 0"
         )
-    out = tuple((s + 2 * p - k) // t + 1 for s, k, t, p in zip(size, kernel, stride, padding, strict=True))
+    rest = (t - 1 for t in stride) if ceil_mode else (0, 0)
+    out = tuple((s + 2 * p - k + r) // t + 1 for s, k, t, p, r in zip(size, kernel, stride, padding, rest, strict=True))
+    if ceil_mode:
+        out = tuple(o - ((o - 1) * t >= s + p) for o, s, t, p in zip(out, size, stride, padding, strict=True))
     if min(out) < 1:
         raise ValueError(f"{op}: a {kernel} window does not fit into {size} with padding {padding}")
     return out

@@ -14,8 +14,10 @@ import numpy as np
 from minivgg.gradcheck import Report, check
 from minivgg.layers import (
     AdaptiveAvgPool2d,
+    Auxiliary,
     AvgPool2d,
     BatchNorm2d,
+    ChannelAffine,
     Concat,
     Conv2d,
     Dropout,
@@ -194,6 +196,9 @@ _ROWS = (
                 (PIXEL, {"kernel_size": 1}),
                 ((2, 3, 6, 7), {"kernel_size": 2, "relu": True}),
                 ((2, 3, 7, 6), {"kernel_size": 3, "stride": 2, "padding": 1, "relu": True}),
+                ((2, 3, 8, 7), {"kernel_size": 3, "stride": 2, "ceil_mode": True}),
+                ((2, 3, 7, 6), {"kernel_size": 2, "ceil_mode": True, "relu": True}),
+                ((1, 2, 5, 6), {"kernel_size": (2, 3), "stride": (3, 2), "padding": (1, 1), "ceil_mode": True}),
             ]
         ),
         oracles.maxpool2d,
@@ -307,6 +312,7 @@ LAYERS: dict[str, tuple[Callable, tuple]] = {
     "BatchNorm2d": (lambda: BatchNorm2d(3), (4, 3, 3, 2)),
     "BatchNorm2d of a matrix": (lambda: BatchNorm2d(3), (5, 3)),
     "MaxPool2d": (lambda: MaxPool2d(3, 2, 1), (2, 3, 7, 6)),
+    "MaxPool2d rounded up": (lambda: MaxPool2d(3, 2, ceil_mode=True), (2, 3, 6, 7)),
     "AvgPool2d": (lambda: AvgPool2d(2), (2, 3, 6, 6)),
     "AdaptiveAvgPool2d": (lambda: AdaptiveAvgPool2d((2, 3)), (2, 3, 5, 7)),
     "ReLU": (ReLU, (2, 3, 4, 4)),
@@ -315,6 +321,8 @@ LAYERS: dict[str, tuple[Callable, tuple]] = {
     "LocalResponseNorm": (lambda: LocalResponseNorm(3, alpha=0.5), (2, 5, 3, 3)),
     "Flatten": (Flatten, (2, 3, 4, 2)),
     "Concat": (lambda: Concat(Conv2d(3, 2, 1), Sequential(MaxPool2d(3, 1, 1), Conv2d(3, 4, 1))), (2, 3, 5, 5)),
+    "Auxiliary": (lambda: Auxiliary(Conv2d(3, 2, 1), ReLU(), Flatten(), Linear(24, 5)), (2, 3, 3, 4)),
+    "ChannelAffine": (lambda: ChannelAffine((0.5, -2, 3), (1, 0, -0.25)), (2, 3, 3, 4)),
     "Sequential": (
         lambda: Sequential(
             Conv2d(1, 3, 3, padding=1, bias=False), BatchNorm2d(3), ReLU(), MaxPool2d(2), Flatten(), Linear(12, 2)

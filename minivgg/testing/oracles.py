@@ -57,9 +57,15 @@ def conv2d(x, w, b=None, *, stride=1, padding=0, algorithm="any"):
     return y if b is None else y + b[:, None, None]
 
 
-def maxpool2d(x, kernel_size, stride=None, padding=0, relu=False):
-    kernel = _two(kernel_size)
-    y = windows(x, kernel, stride or kernel, padding, fill=-np.inf).max(axis=(4, 5))
+def maxpool2d(x, kernel_size, stride=None, padding=0, ceil_mode=False, relu=False):
+    kernel, (top, left) = _two(kernel_size), _two(padding)
+    down, right = stride = _two(stride or kernel)
+    if ceil_mode:  # as if there were more image of −∞, and then only the windows that begin in the real one
+        more = np.pad(x, [(0, 0), (0, 0), (0, down - 1), (0, right - 1)], constant_values=-np.inf)
+        y = windows(more, kernel, stride, padding, fill=-np.inf).max(axis=(4, 5))
+        y = y[:, :, : -(-(x.shape[2] + top) // down), : -(-(x.shape[3] + left) // right)]
+    else:
+        y = windows(x, kernel, stride, padding, fill=-np.inf).max(axis=(4, 5))
     return np.maximum(y, 0) if relu else y
 
 

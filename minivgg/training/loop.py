@@ -17,7 +17,7 @@ import numpy as np
 from tqdm import tqdm
 
 from minivgg.errors import BadInput
-from minivgg.layers import Dropout, Layer, walk_forward
+from minivgg.layers import Dropout, Layer, auxiliary_loss_backward, auxiliary_loss_forward, walk_forward
 from minivgg.ops.softmax_cross_entropy import softmax_cross_entropy_backward, softmax_cross_entropy_forward
 from minivgg.training.checkpoints import select
 from minivgg.training.loader import Loader
@@ -75,17 +75,20 @@ class Trainer:
     def step(self, x, labels) -> tuple[float, int]:
         """One step on a batch: forward, loss, backward, update. Returns (loss, how many were right).
 
-        Raises Diverged, before the update, if the loss is not finite.
+        The losses of auxiliary heads, where the network has some, are followed too, but not in the loss returned, which
+        is to be compared with that of a test. Raises Diverged, before the update, if the loss is not finite.
         """
         with np.errstate(all="ignore"):  # numbers that are not finite are looked for, not warned about
             scores = self.model.forward(x, train=True)
             loss, cache = softmax_cross_entropy_forward(scores, labels, self.label_smoothing)
-        if not math.isfinite(loss):
+            heads_loss, heads_cache = auxiliary_loss_forward(self.model, labels, self.label_smoothing)
+        if not math.isfinite(total := loss + heads_loss):
             raise Diverged(
-                f"the loss is {loss} at epoch {self.epoch + 1}, batch {self.batch + 1}: {first_bad(self.model, x)}; "
+                f"the loss is {total} at epoch {self.epoch + 1}, batch {self.batch + 1}: {first_bad(self.model, x)}; "
                 f"try a learning rate below {self.lr}, a warm-up or gradient clipping"
             )
         self.model.zero_grad()
+        auxiliary_loss_backward(1, heads_cache)
         self.model.backward(softmax_cross_entropy_backward(1, cache), need_dx=False)
         if self.clip_norm is not None:
             clip_gradients(self.optimizer.params, self.clip_norm)

@@ -34,8 +34,12 @@ class Run:
         self.test_set, self.classes = test, train.classes
         in_memory = not isinstance(train.images, tuple)
         native = train.images.shape[1] if in_memory else None
-        size = config.size or (max(32, native) if in_memory else 64)
-        resize = config.resize or (native if in_memory else size * 8 // 7)  # 256 to 224, as ImageNet's crops are
+        size, resize = config.size, config.resize
+        if not size:  # small images whole, padded to 32; twice as large for a network that needs more pixels
+            size = max(32, native) if in_memory else 64
+            times = -(-models.smallest_input(config.model) // size)
+            size, native = times * size, times * native if in_memory else None
+        resize = resize or (native if in_memory else size * 8 // 7)  # 256 to 224, as ImageNet's crops are
         self.preprocessing = fit(train, size, resize=resize)
         pad = config.pad if config.pad is not None else (2 if in_memory else 0)
         basis = colour_basis(train) if config.colour else ()
