@@ -269,6 +269,18 @@ def test_fully_connected_layers_serve_as_convolutions_and_back(tmp_path):
     np.testing.assert_array_equal(linear[0].weight.data, w)
 
 
+def test_a_header_whose_length_begins_like_a_pickle(tmp_path):
+    state = {"a" * count: np.ones(3, np.float32) for count in range(1, 60)}
+    weight_files.write_safetensors(state, tmp_path / "a")
+    raw = (tmp_path / "a").read_bytes()
+    size = int.from_bytes(raw[:8], "little")
+    padded = size + (0x80 - size) % 256
+    header = raw[8 : 8 + size].ljust(padded)
+    (tmp_path / "a").write_bytes(padded.to_bytes(8, "little") + header + raw[8 + size :])
+    assert (tmp_path / "a").read_bytes()[:1] == b"\x80"
+    assert weights.read(tmp_path / "a").format == "safetensors"
+
+
 @pytest.mark.parametrize("source", ["nothing.pth", "."])
 def test_no_file(source):
     with pytest.raises(BadInput, match=r"(no such file|is a folder), nor a name of weights, which are oxford, vgg11"):

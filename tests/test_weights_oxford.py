@@ -178,8 +178,8 @@ def test_a_warning_and_its_fix(tmp_path):
     assert preprocessing.check(other, {"features.0.weight"}, "torchvision") == []
 
     images = photographs(2, 32)
-    right = model.features[:1][0].forward(caffe_input(images))
-    fixed = other.features[:1][0].forward(torchvision_input(images))
+    right = model.features[0].forward(caffe_input(images))
+    fixed = other.features[0].forward(torchvision_input(images))
     inside = (slice(None), slice(None), slice(1, -1), slice(1, -1))  # the border of zeros means another grey
     np.testing.assert_allclose(fixed[inside], right[inside], rtol=0, atol=1e-5 * np.abs(right).max())
     assert np.abs(fixed - right).max() < 4  # of some hundreds: half a grey level under the border's filters

@@ -47,6 +47,8 @@ def _options(model: Layer, contents: Contents) -> dict:
     convolutions = [f"{name}.weight" for name, layer in model.walk() if isinstance(layer, Conv2d)]
     linears = [f"{name}.weight" for name, layer in model.walk() if isinstance(layer, Linear)]
     first, last, hidden, scores = convolutions[0], convolutions[-1], linears[0], linears[-1]
+    if len(theirs.get(hidden, ())) == 4:  # timm's: a convolution over the whole map
+        theirs[hidden] = theirs[hidden][0], math.prod(theirs[hidden][1:])
     there = {name for name in (first, last, hidden, scores) if len(theirs.get(name, ())) == len(ours[name])}
     options = {}
     if first in there and theirs[first][1] != ours[first][1]:
@@ -56,9 +58,9 @@ def _options(model: Layer, contents: Contents) -> dict:
     if {first, last} <= there and (theirs[first][0], theirs[last][0]) != (ours[first][0], ours[last][0]):
         options["width"] = theirs[last][0] / ours[last][0]
     if {last, hidden} <= there and theirs[hidden] != ours[hidden]:
-        pixels = math.isqrt(theirs[hidden][1] // max(1, theirs[last][0]))
-        if theirs[hidden][1] // theirs[last][0] != ours[hidden][1] // ours[last][0]:
-            options["input_size"] = 32 * pixels
+        area = theirs[hidden][1] // max(1, theirs[last][0])
+        if area != ours[hidden][1] // ours[last][0]:
+            options["input_size"] = 32 * math.isqrt(area)
         if len(linears) == 3 and theirs[hidden][0] != ours[hidden][0]:
             options["classifier_width"] = theirs[hidden][0]
     return options

@@ -65,10 +65,10 @@ def _read(path: Path, start: bytes) -> Contents:
         return Contents(path, "npz", _read_npz(path, members))
     if start.startswith(b"\x89HDF\r\n\x1a\n"):
         return Contents(path, "HDF5", keras_h5.read(path))
+    if start[8:9] == b"{":  # before pickles: its first byte, a length's, may be anything
+        return _read_safetensors(path)
     if start[:1] == b"\x80":
         return Contents(path, "PyTorch, legacy", torch_files.read_legacy(path))
-    if start[8:9] == b"{":
-        return _read_safetensors(path)
     raise BadInput(f"offset 0: '{start[:8].hex(' ')}' begins no safetensors, npz, PyTorch or HDF5 file")
 
 
