@@ -7,6 +7,7 @@ The map, from the ground up; each floor uses only those below it:
     layers/     thin objects that own parameters and caches: `Layer`, `Sequential`, `Conv2d`, …
     models/     networks as data: VGG, AlexNet, GoogLeNet, and how weights start
     training/   data, augmentation, optimisers, schedules, the loop, runs that resume bit for bit
+    weights/    published weights: safetensors, PyTorch, Keras and npz files read and written
     insight/    the ledger of a network (shapes, parameters, arithmetic, memory), comparisons, and every picture
     gradcheck/  is a gradient right, and if not, what kind of wrong is it?
     bench/      honest timing, and the races against PyTorch

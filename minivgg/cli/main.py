@@ -6,10 +6,10 @@ import sys
 from collections.abc import Sequence
 
 from minivgg import __version__
-from minivgg.cli import bench, bugs, compare, gradcheck, info, predict, summary, train
+from minivgg.cli import bench, bugs, compare, gradcheck, info, predict, summary, train, weights
 from minivgg.errors import BadInput
 
-COMMANDS = (train, predict, summary, compare, gradcheck, bugs, bench, info)
+COMMANDS = (train, predict, summary, compare, weights, gradcheck, bugs, bench, info)
 
 
 def parser() -> argparse.ArgumentParser:

@@ -114,14 +114,22 @@ class Layer:
             for name, (owner, key) in self._arrays().items()
         }
 
-    def load_state_dict(self, state: dict) -> None:
+    def state_shapes(self) -> dict[str, tuple[int, ...]]:
+        """The shape of each array of `state_dict`, which copies some; this copies none."""
+        return {name: getattr(owner, key).shape for name, (owner, key) in self._arrays().items()}
+
+    def load_state_dict(self, state: dict, strict: bool = True) -> None:
         """Copy `state` into the parameters and buffers, in their own dtype.
 
         Raises ValueError, and changes nothing, where a name is missing or left over (`num_batches_tracked` of
-        PyTorch's batch norm may be there) or a shape differs.
+        PyTorch's batch norm may be there) or a shape differs. Unless `strict`, what is missing stays as it is, and
+        what is left over is ignored.
         """
         places = self._arrays()
         given = {name: value for name, value in state.items() if not name.endswith("num_batches_tracked")}
+        if not strict:
+            given = {name: value for name, value in given.items() if name in places}
+            places = {name: place for name, place in places.items() if name in given}
         if given.keys() != places.keys():
             missing, extra = sorted(places.keys() - given.keys()), sorted(given.keys() - places.keys())
             raise ValueError(f"load_state_dict: missing {_first(missing)}, left over {_first(extra)}")

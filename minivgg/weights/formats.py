@@ -1,0 +1,164 @@
+"""A file of weights, of any format: `read(path)` tells formats apart by their first bytes, never by the file's name.
+
+Nothing here trusts a header: sizes are checked against the bytes that are there before anything is allocated, and no
+values are read before somebody asks for them.
+"""
+
+import io
+import json
+import math
+import zipfile
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from safetensors import safe_open
+
+from minivgg.errors import BadInput
+from minivgg.weights import keras_h5, torch_files
+from minivgg.weights.entries import DEFLATE_LIMIT, MAX_HEADER, Entry, read_values
+
+_SAFETENSORS = {
+    "F16": "float16",
+    "BF16": "bfloat16",
+    "F32": "float32",
+    "F64": "float64",
+    "BOOL": "bool",
+    **{f"{kind}{bits}": f"{name}{bits}" for kind, name in (("I", "int"), ("U", "uint")) for bits in (8, 16, 32, 64)},
+}
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What a file of weights holds: its arrays by the file's own names, none of them read yet."""
+
+    path: Path
+    format: str
+    entries: dict[str, Entry]
+
+
+def read(path: Path) -> Contents:
+    """The contents of a safetensors, npz, PyTorch (.pth, .pt) or Keras (.h5) file.
+
+    Costs the header alone. Raises BadInput, one line that names the file and, where there is one, the offset.
+    """
+    path = Path(path)
+    try:
+        with path.open("rb") as file:
+            start = file.read(16)
+        return _read(path, start)
+    except FileNotFoundError:
+        raise BadInput(f"{path}: no such file") from None
+    except BadInput as error:
+        raise BadInput(f"{path}: {error}") from None
+    except Exception as error:  # damage shows as OSError, BadZipFile, struct.error, RuntimeError, and more
+        raise BadInput(f"{path}: cannot be read as weights: {_one_line(error)}") from error
+
+
+def _read(path: Path, start: bytes) -> Contents:
+    if start.startswith(b"PK\x03\x04"):
+        with zipfile.ZipFile(path) as archive:
+            members = _members(archive, path.stat().st_size)
+        if any(name.endswith("data.pkl") for name in members):
+            return Contents(path, "PyTorch, zip", torch_files.read_zip(path, members))
+        return Contents(path, "npz", _read_npz(path, members))
+    if start.startswith(b"\x89HDF\r\n\x1a\n"):
+        return Contents(path, "HDF5", keras_h5.read(path))
+    if start[8:9] == b"{":  # before pickles: its first byte, a length's, may be anything
+        return _read_safetensors(path)
+    if start[:1] == b"\x80":
+        return Contents(path, "PyTorch, legacy", torch_files.read_legacy(path))
+    raise BadInput(f"offset 0: '{start[:8].hex(' ')}' begins no safetensors, npz, PyTorch or HDF5 file")
+
+
+def _read_safetensors(path: Path) -> Contents:
+    """The library checks the header against the file; it is read again here for what the library does not do: find
+    names that come twice, and bfloat16, which NumPy lacks."""
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if length > MAX_HEADER:
+            raise BadInput(f"offset 0: a header of {length:,} bytes; more than {MAX_HEADER:,} are refused")
+        text = file.read(length)
+    with safe_open(path, framework="np"):
+        pass
+    header = json.loads(text, object_pairs_hook=_unique)
+    header.pop("__metadata__", None)
+    entries = {}
+    for name, about in header.items():
+        if about["dtype"] not in _SAFETENSORS:
+            raise BadInput(f"{name}: values of type {about['dtype']}; there should be {', '.join(_SAFETENSORS)}")
+        dtype, shape, start = _SAFETENSORS[about["dtype"]], tuple(about["shape"]), 8 + length + about["data_offsets"][0]
+        entries[name] = Entry(shape, dtype, lambda d=dtype, o=start, s=shape: _values(path, d, o, s))
+    return Contents(path, "safetensors", entries)
+
+
+def _values(path: Path, dtype: str, offset: int, shape: tuple[int, ...]) -> np.ndarray:
+    return read_values(path, dtype, offset, math.prod(shape)).reshape(shape)
+
+
+def _unique(pairs: list[tuple]) -> dict:
+    twice = [name for name, times in Counter(name for name, _ in pairs).items() if times > 1]
+    if twice:
+        raise BadInput(f"the header names {twice[0]!r} twice")
+    return dict(pairs)
+
+
+def _members(archive: zipfile.ZipFile, size: int) -> dict[str, zipfile.ZipInfo]:
+    """The members of an archive by name, after a look at what they promise. None of them is ever put on disk."""
+    members = {}
+    for info in archive.infolist():
+        name = info.filename
+        if name in members:
+            raise BadInput(f"the archive holds {name!r} twice")
+        if name.startswith(("/", "\\")) or ".." in Path(name.replace("\\", "/")).parts or ":" in name[:2]:
+            raise BadInput(f"the archive's member {name!r} would lie outside of it")
+        if info.flag_bits & 1:
+            raise BadInput(f"the archive's member {name!r} is encrypted")
+        if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+            raise BadInput(f"the archive's member {name!r} is compressed by method {info.compress_type}, not deflated")
+        limit = info.compress_size * (DEFLATE_LIMIT if info.compress_type == zipfile.ZIP_DEFLATED else 1)
+        if info.compress_size > size or info.file_size > limit:
+            raise BadInput(
+                f"the archive's member {name!r} promises {info.file_size:,} bytes from {info.compress_size:,} "
+                f"in a file of {size:,}"
+            )
+        members[name] = info
+    return members
+
+
+def _read_npz(path: Path, members: dict[str, zipfile.ZipInfo]) -> dict[str, Entry]:
+    entries = {}
+    with zipfile.ZipFile(path) as archive:
+        for name, info in members.items():
+            if not name.endswith(".npy"):
+                raise BadInput(f"the archive's member {name!r} is no .npy array; an npz file holds nothing else")
+            with archive.open(name) as member:
+                head = io.BytesIO(member.read(1 << 16))  # a header may claim four gigabytes; it gets 64 KB
+            shape, dtype = _npy_header(head, name)
+            if dtype.hasobject or dtype.fields:
+                raise BadInput(f"{name}: holds Python objects ({dtype}); those are never unpickled")
+            promised = head.tell() + math.prod(shape) * dtype.itemsize
+            if promised != info.file_size or min(shape, default=0) < 0:
+                raise BadInput(f"{name}: {dtype} {shape} takes {promised:,} bytes, there are {info.file_size:,}")
+            entries[name.removesuffix(".npy")] = Entry(shape, dtype.name, lambda n=name: _read_npy(path, n))
+    return entries
+
+
+def _npy_header(head: io.BytesIO, name: str) -> tuple[tuple[int, ...], np.dtype]:
+    version = np.lib.format.read_magic(head)
+    if version not in ((1, 0), (2, 0)):
+        raise BadInput(f"{name}: npy version {version[0]}.{version[1]}; there are 1.0 and 2.0")
+    read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    shape, _, dtype = read_header(head)
+    return shape, dtype
+
+
+def _read_npy(path: Path, name: str) -> np.ndarray:
+    with zipfile.ZipFile(path) as archive, archive.open(name) as member:
+        array = np.lib.format.read_array(member, allow_pickle=False)
+    return array.astype(array.dtype.newbyteorder("="), copy=False)
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
