@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from minivgg.backends.array import nchw, nhwc, xp_of
-from minivgg.layers import fusion
+from minivgg.layers import dense, fusion
 from minivgg.layers.base import Layer
 
 
@@ -79,6 +79,10 @@ class Sequential(_Container):
         It shares all parameters that are not folded, which must not change any more; training it is an error.
         """
         return Sequential(fusion.frozen(self.children()))
+
+    def fully_convolutional(self) -> "Sequential":
+        """This network with its linear layers as convolutions, for images of any size: see `layers.dense`."""
+        return dense.fully_convolutional(self)
 
     def output_shape(self, shape):
         for layer in self:

@@ -16,12 +16,13 @@ from minivgg.errors import BadInput
 from minivgg.files import atomically
 from minivgg.layers import Sequential
 from minivgg.training import checkpoints
-from minivgg.training.augmentation import Augmentation, Preprocessing, colour_basis, fit
+from minivgg.training.augmentation import Augmentation, colour_basis
 from minivgg.training.config import Config
 from minivgg.training.datasets import load
 from minivgg.training.loader import Loader
 from minivgg.training.loop import Trainer
 from minivgg.training.optim import SGD, Adam
+from minivgg.training.preprocessing import Preprocessing, fit
 from minivgg.training.schedules import schedule
 
 
