@@ -6,6 +6,8 @@
 Nothing is downloaded unless `download=True` says so. The file formats are next door, in `formats.py`.
 """
 
+import difflib
+import functools
 import hashlib
 import os
 from collections.abc import Sequence
@@ -202,6 +204,38 @@ def _download(url: str, folder: Path) -> None:
         pooch.retrieve(url, known_hash=None, fname=url.rsplit("/", 1)[1], path=folder, progressbar=True)
     except (OSError, ValueError) as error:
         raise BadInput(f"{url}: cannot be fetched: {error}") from error
+
+
+@functools.cache
+def imagenet_classes() -> dict[str, str]:
+    """ImageNet's 1,000 classes in the order of a network's scores: synset → name, `{"n01440764": "tench", …}`."""
+    lines = (ASSETS / "imagenet_classes.txt").read_text(encoding="utf-8").splitlines()
+    return dict(line.split(" ", 1) for line in lines)
+
+
+def labelled_folder(folder: Path, classes: Sequence[str], channels: int = 3) -> Dataset:
+    """The pictures of `folder`, one folder a class, labelled for a network that knows `classes`.
+
+    A folder is called as its class is, in whatever case, with `_` or a space for what a file system does not like; or,
+    if the classes are ImageNet's, by its synset. Not every class need be there. Raises `BadInput` for a folder whose
+    name is no class, and for whatever is not a picture.
+    """
+    labels = {_plain(name): k for k, name in enumerate(classes)}
+    if tuple(classes) == tuple(imagenet_classes().values()):
+        labels |= {synset: k for k, synset in enumerate(imagenet_classes())}
+    pictures = _by_class(Path(folder))
+    for name in pictures:
+        if _plain(name) not in labels:
+            close = difflib.get_close_matches(_plain(name), labels, n=3) or list(labels)[:3]
+            known = f"none of the network's {len(classes)} classes; {', '.join(close)} are"
+            raise BadInput(f"{Path(folder) / name}: {known}")
+    paths = tuple(path for name in pictures for path in pictures[name])
+    found = np.repeat([labels[_plain(name)] for name in pictures], [len(paths) for paths in pictures.values()])
+    return Dataset(Path(folder).resolve().name, paths, found, tuple(classes), channels)
+
+
+def _plain(name: str) -> str:
+    return name.casefold().replace("_", " ").replace("/", " ")
 
 
 def _from_folder(folder: Path) -> tuple[Dataset, Dataset]:

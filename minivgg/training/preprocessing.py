@@ -15,6 +15,7 @@ from minivgg.errors import BadInput
 from minivgg.training.datasets import Dataset
 from minivgg.training.formats import MAX_PIXELS
 
+MAX_WHOLE = 1 << 22  # a VGG keeps 512 bytes a pixel while its first two convolutions run
 STATISTICS_SAMPLE = 2000
 
 
@@ -82,11 +83,14 @@ class Preprocessing(Stored):
     def whole(self, image: np.ndarray, resize: int | None = None) -> np.ndarray:
         """uint8 (H, W, C) -> float32 (C, h, w): all of the image, its shorter side at `resize` (unless given, ours).
 
-        A side that is shorter than `size` then gets a border of zeros, so that h and w are at least `size`.
+        A side that is shorter than `size` then gets a border of zeros, so that h and w are at least `size`. Raises
+        `BadInput` for more than `MAX_WHOLE` pixels, for which a VGG would want gigabytes.
         """
         if resize or self.resize:
             image = resize_shorter(image, resize or self.resize)
         H, W, C = image.shape
+        if H * W > MAX_WHOLE:
+            raise BadInput(f"{W}x{H} pixels, after resizing, are more than {MAX_WHOLE}; crop the image first")
         h, w = max(H, self.size), max(W, self.size)
         return self.window(image, centre(H, h), centre(W, w), np.empty((C, h, w), np.float32))
 
