@@ -10,6 +10,7 @@ import difflib
 import functools
 import hashlib
 import os
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -216,22 +217,25 @@ def imagenet_classes() -> dict[str, str]:
 def labelled_folder(folder: Path, classes: Sequence[str], channels: int = 3) -> Dataset:
     """The pictures of `folder`, one folder a class, labelled for a network that knows `classes`.
 
-    A folder is called as its class is, in whatever case, with `_` or a space for what a file system does not like; or,
-    if the classes are ImageNet's, by its synset. Not every class need be there. Raises `BadInput` for a folder whose
+    A folder is called as its class is, or, if the classes are ImageNet's, by its synset. As long as only one class can
+    be meant, case does not matter, and `_` may stand for a space or a slash. Not every class need be there. Raises `BadInput` for a folder whose
     name is no class, and for whatever is not a picture.
     """
-    labels = {_plain(name): k for k, name in enumerate(classes)}
+    exact = {name: k for k, name in enumerate(classes)}
     if tuple(classes) == tuple(imagenet_classes().values()):
-        labels |= {synset: k for k, synset in enumerate(imagenet_classes())}
-    pictures = _by_class(Path(folder))
-    for name in pictures:
-        if _plain(name) not in labels:
-            close = difflib.get_close_matches(_plain(name), labels, n=3) or list(labels)[:3]
+        exact |= {synset: k for k, synset in enumerate(imagenet_classes())}
+    plain = Counter(map(_plain, classes))  # ImageNet's Cardigan is a dog, and its cardigan is not
+    loose = {_plain(name): k for k, name in enumerate(classes) if plain[_plain(name)] == 1}
+    pictures, labels = _by_class(Path(folder)), []
+    for name, paths in pictures.items():
+        label = exact.get(name, loose.get(_plain(name)))
+        if label is None:
+            close = difflib.get_close_matches(name, exact, n=3) or classes[:3]
             known = f"none of the network's {len(classes)} classes; {', '.join(close)} are"
             raise BadInput(f"{Path(folder) / name}: {known}")
-    paths = tuple(path for name in pictures for path in pictures[name])
-    found = np.repeat([labels[_plain(name)] for name in pictures], [len(paths) for paths in pictures.values()])
-    return Dataset(Path(folder).resolve().name, paths, found, tuple(classes), channels)
+        labels += [label] * len(paths)
+    images = tuple(path for paths in pictures.values() for path in paths)
+    return Dataset(Path(folder).resolve().name, images, np.array(labels), tuple(classes), channels)
 
 
 def _plain(name: str) -> str:
