@@ -218,8 +218,8 @@ def labelled_folder(folder: Path, classes: Sequence[str], channels: int = 3) -> 
     """The pictures of `folder`, one folder a class, labelled for a network that knows `classes`.
 
     A folder is called as its class is, or, if the classes are ImageNet's, by its synset. As long as only one class can
-    be meant, case does not matter, and `_` may stand for a space or a slash. Not every class need be there. Raises `BadInput` for a folder whose
-    name is no class, and for whatever is not a picture.
+    be meant, case does not matter, and `_` may stand for a space or a slash. Not every class need be there. Raises
+    `BadInput` for a folder whose name is no class, and for whatever is not a picture.
     """
     exact = {name: k for k, name in enumerate(classes)}
     if tuple(classes) == tuple(imagenet_classes().values()):
