@@ -51,7 +51,7 @@ def answer(preprocessing):
 
 @pytest.fixture
 def weights(monkeypatch):
-    """Networks for small images, "colours" and "tiny" (a VGG), their weights, and a Grad-CAM that notes its questions."""
+    """Networks for small images, "colours" and "tiny" (a VGG), their weights, and a Grad-CAM that notes questions."""
     monkeypatch.setitem(models.MODELS, "colours", colours)
     monkeypatch.setitem(models.MODELS, "tiny", partial(vgg, "A", width=0.05, classifier_width=8, input_size=64))
     for name, named in SMALL.items():
