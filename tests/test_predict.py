@@ -4,7 +4,7 @@ import re
 import sys
 from dataclasses import replace
 from functools import partial
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import pytest
@@ -36,14 +36,21 @@ def answer(preprocessing):
     """A stand-in for `minivgg.weights.load`: the weights with which `colours` finds the nearest of COLOURS."""
     module = ModuleType("minivgg.weights")
     module.asked = []
+    module.SOURCES = {
+        "colours": SimpleNamespace(model="colours", input="torchvision", partial=False),
+        "by caffe": SimpleNamespace(model="colours", input="caffe", partial=False),
+        "tiny": SimpleNamespace(model="tiny", input="torchvision", partial=False),
+        "oxford": SimpleNamespace(model="vgg16", input="caffe", partial=True),
+    }
 
-    def load(model, source):
-        module.asked.append(source)
+    def load(model, source, *, input):
+        module.asked.append((source, input))
         if "classifier" in model.children() and isinstance(model.classifier, mv.Linear):
             where = np.array([preprocessing(np.full((72, 72, 3), c, np.uint8))[:, 0, 0] for c in COLOURS])
             scale = 1000 / np.ptp(where) ** 2  # |x − c|² = |x|² − 2 c·x + |c|², and the first is the same for all
             model.classifier.weight.data[...] = 2 * scale * where
             model.classifier.bias.data[...] = -scale * (where**2).sum(axis=1)
+        return SimpleNamespace(warnings=() if preprocessing == SMALL[input] else ("these weights take others",))
 
     module.load = load
     return module
@@ -96,7 +103,7 @@ def test_predict_names_explains_and_draws(weights, tmp_path, capsys):
         assert name == NAMES[int(path.stem)]
         assert "█" in line
     assert len([line for line in printed.splitlines() if line.startswith("  ")]) == 3 * 5
-    assert weights.asked == ["colours"]
+    assert weights.asked == [("colours", "torchvision")]
     assert [label for _, label in weights.seeing.asked] == [285, 7, 999]
     assert all(x.shape == (3, 64, 64) for x, _ in weights.seeing.asked)
     with Image.open(picture) as image:
@@ -105,14 +112,21 @@ def test_predict_names_explains_and_draws(weights, tmp_path, capsys):
 
 @pytest.mark.parametrize(
     ("options", "named"),
-    [([], "torchvision"), (["--preprocessing", "caffe"], "caffe"), (["--weights", "w.h5"], "caffe")],
+    [
+        ([], "torchvision"),
+        (["--preprocessing", "caffe"], "caffe"),
+        (["--weights", "w.h5"], "caffe"),
+        (["--weights", "by caffe"], "caffe"),
+    ],
 )
 def test_predict_from_a_file_with_its_preprocessing(options, named, weights, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(weights, "load", answer(SMALL[named]).load)
     path = photo(tmp_path / "a.png", 123)
     options = ["--weights", "w.safetensors", "--model", "colours", *options]
     assert main(["predict", str(path), *options, "--picture", str(tmp_path / "p.png")]) == 0
-    name, line = first_class(capsys.readouterr().out, path)
+    captured = capsys.readouterr()
+    name, line = first_class(captured.out, path)
+    assert captured.err == ""
     assert name == NAMES[123]
     assert float(re.search(r"([\d.]+)%", line)[1]) > 60  # with the other preprocessing it is another class
 
@@ -129,7 +143,8 @@ def test_predict_draws_the_first_few(weights, tmp_path, capsys, monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--weights", "w.pth"], "say what network the file is for, such as --model vgg16"),
+        (["--weights", "w.pth"], "say what network .* such as --model vgg16; .* a name: colours, by caffe, tiny$"),
+        (["--weights", "oxford"], "oxford: some of a network's layers, and no classifier"),
         (["--weights", "colours", "--run", "x"], "--run beside --weights"),
         (["--model", "vgg16"], "--model without --weights"),
         (["--preprocessing", "caffe"], "--preprocessing without --weights"),
@@ -140,13 +155,20 @@ def test_predict_draws_the_first_few(weights, tmp_path, capsys, monkeypatch):
 def test_options_that_do_not_go_together(arguments, words, weights, tmp_path, capsys):
     assert main(["predict", str(photo(tmp_path / "a.png", 5)), *arguments]) == 2
     error = capsys.readouterr().err
-    assert re.search(words, error)
+    assert re.search(words, error, re.MULTILINE)
     assert error.count("\n") == 1
 
 
+def test_weights_that_want_other_images_are_warned_of(weights, tmp_path, capsys):
+    options = ["--weights", "colours", "--preprocessing", "caffe", "--picture", str(tmp_path / "p.png")]
+    assert main(["predict", str(photo(tmp_path / "a.png", 5)), *options]) == 0
+    assert capsys.readouterr().err == "minivgg: colours: these weights take others\n"
+
+
 def test_damaged_weights_are_an_error(weights, tmp_path, capsys, monkeypatch):
-    def damage(model, source):
+    def damage(model, source, *, input):
         model.classifier.weight.data[...] = np.nan
+        return SimpleNamespace(warnings=())
 
     monkeypatch.setattr(weights, "load", damage)
     assert main(["predict", str(photo(tmp_path / "a.png", 5)), "--weights", "colours"]) == 2
@@ -255,7 +277,7 @@ def test_evaluate_a_run_on_its_own_test_set(tmp_path, capsys):
 def test_mistakes_with_evaluate(arguments, words, weights, folder, capsys):
     assert main(["evaluate", *[a.format(folder=folder) for a in arguments]]) == 2
     error = capsys.readouterr().err
-    assert re.search(words, error)
+    assert re.search(words, error, re.MULTILINE)
     assert error.count("\n") == 1
 
 

@@ -1,5 +1,7 @@
 """The trained network that a command is about: that of a run, or one with published weights."""
 
+import sys
+import warnings
 from pathlib import Path
 from typing import NamedTuple
 
@@ -46,16 +48,27 @@ def _published(weights: str, name: str | None, preprocessing: str | None) -> Net
     from minivgg import models
     from minivgg.training.datasets import imagenet_classes
     from minivgg.training.preprocessing import PREPROCESSINGS
-    from minivgg.weights import load
+    from minivgg.weights import SOURCES, load
 
-    if name is None and weights not in models.MODELS:
-        raise BadInput(f"--weights {weights}: say what network the file is for, such as --model vgg16")
-    wanted = preprocessing or ("caffe" if weights.endswith(".h5") else "torchvision")
+    known = SOURCES.get(weights)
+    if known and known.partial:
+        raise BadInput(f"--weights {weights}: some of a network's layers, and no classifier; it cannot name anything")
+    name = name or (known.model if known else None)
+    if name is None:
+        raise BadInput(
+            f"--weights {weights}: say what network the file is for, such as --model vgg16; "
+            f"these have a name: {', '.join(key for key, source in SOURCES.items() if not source.partial)}"
+        )
+    wanted = preprocessing or (known.input if known else "caffe" if weights.endswith(".h5") else "torchvision")
     if wanted not in PREPROCESSINGS:
         raise BadInput(f'no preprocessing "{wanted}"; there are {", ".join(PREPROCESSINGS)}')
     classes = tuple(imagenet_classes().values())
-    model = models.build(name or weights, classes=len(classes), init="zeros")
-    load(model, weights)
+    model = models.build(name, classes=len(classes), init="zeros")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # they are in the report, too
+        report = load(model, weights, input=wanted)
+    for note in report.warnings:
+        print(f"minivgg: {weights}: {note}", file=sys.stderr)
     return Network(model, PREPROCESSINGS[wanted], classes)
 
 
