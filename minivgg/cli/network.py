@@ -40,7 +40,7 @@ def find(arguments) -> Network:
             without = "without" if option != "run" else "beside"
             raise BadInput(f"--{option} {without} --weights; give --weights NAME or FILE, or else --run DIR")
     if not arguments.weights:
-        return Network(*load_model(arguments.run or _newest_run()))
+        return Network(*load_model(arguments.run or newest_run()))
     return _published(arguments.weights, arguments.model, arguments.preprocessing)
 
 
@@ -72,7 +72,8 @@ def _published(weights: str, name: str | None, preprocessing: str | None) -> Net
     return Network(model, PREPROCESSINGS[wanted], classes)
 
 
-def _newest_run() -> Path:
+def newest_run() -> Path:
+    """The folder of the newest run in `runs/`. Raises BadInput if there is none."""
     found = sorted(RUNS.glob("*/model.safetensors"), key=lambda path: path.stat().st_mtime)
     if not found:
         raise BadInput(
