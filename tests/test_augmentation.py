@@ -11,8 +11,10 @@ from PIL import Image
 
 from minivgg.errors import BadInput
 from minivgg.training import augmentation
-from minivgg.training.augmentation import Augmentation, Preprocessing, colour_basis, fit, pixel_moments, resize_shorter
+from minivgg.training import preprocessing as preprocess
+from minivgg.training.augmentation import Augmentation, colour_basis
 from minivgg.training.datasets import Dataset
+from minivgg.training.preprocessing import Preprocessing, fit, pixel_moments, resize_shorter
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -235,7 +237,7 @@ def test_every_image_counts_the_same(tmp_path):
 
 
 def test_sample_spans_a_large_set(monkeypatch):
-    monkeypatch.setattr(augmentation, "STATISTICS_SAMPLE", 11)
+    monkeypatch.setattr(preprocess, "STATISTICS_SAMPLE", 11)
     images = np.repeat(np.arange(101, dtype=np.uint8), 4).reshape(101, 2, 2, 1)  # a set sorted by brightness
     assert pixel_moments(as_set(images))[0] == pytest.approx(50 / 255)
 

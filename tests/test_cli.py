@@ -236,7 +236,7 @@ def test_damaged_run_is_one_line(damage, run, data, tmp_path, capsys):
     assert names[damage] in error
 
 
-@pytest.mark.parametrize("command", ["train", "predict", "summary", "gradcheck", "bench", "info"])
+@pytest.mark.parametrize("command", ["train", "predict", "evaluate", "summary", "gradcheck", "bench", "info"])
 def test_help_of_each_command(command, capsys):
     with pytest.raises(SystemExit) as end:
         main([command, "--help"])

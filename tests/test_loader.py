@@ -10,9 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from minivgg.errors import BadInput
-from minivgg.training.augmentation import Augmentation, Preprocessing
+from minivgg.training.augmentation import Augmentation
 from minivgg.training.datasets import Dataset
 from minivgg.training.loader import Loader
+from minivgg.training.preprocessing import Preprocessing
 
 IDENTITY = Preprocessing(channels=1, size=6, mean=(0.0,), std=(1 / 255,))
 ALL_OF_IT = Augmentation(scale=(6, 9), pad=1, flip=True, colour=0.1, basis=((0.2,),))

@@ -9,11 +9,12 @@ import pytest
 from minivgg.errors import BadInput
 from minivgg.layers import Conv2d, Flatten, Linear, ReLU, Sequential
 from minivgg.models import build, initialise
-from minivgg.training.augmentation import Augmentation, fit
+from minivgg.training.augmentation import Augmentation
 from minivgg.training.datasets import Dataset
 from minivgg.training.loader import Loader
 from minivgg.training.loop import Diverged, Stopped, Trainer, evaluate, first_bad
 from minivgg.training.optim import SGD
+from minivgg.training.preprocessing import fit
 from minivgg.training.schedules import schedule
 
 

@@ -3,13 +3,14 @@
 import argparse
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 
 from minivgg import __version__
-from minivgg.cli import bench, bugs, compare, gradcheck, info, predict, summary, train, weights
+from minivgg.cli import bench, bugs, compare, evaluate, gradcheck, info, predict, summary, train, weights
 from minivgg.errors import BadInput
 
-COMMANDS = (train, predict, summary, compare, weights, gradcheck, bugs, bench, info)
+COMMANDS = (train, predict, evaluate, summary, compare, weights, gradcheck, bugs, bench, info)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -30,6 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status: 0 done, 1 a gradient or a contestant is wrong, 2 bad input,
     130 interrupted."""
     chosen = parser().parse_args(arguments)
+    warnings.filterwarnings("ignore", module="PIL")  # what is wrong with a picture for good is an error anyway
     try:
         status = chosen.command(chosen) or 0
         sys.stdout.flush()

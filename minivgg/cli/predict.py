@@ -3,51 +3,74 @@
 import argparse
 from pathlib import Path
 
-from minivgg.cli.train import RUNS
+from minivgg.cli import network
 from minivgg.errors import BadInput
+
+BATCH = 16
+MOST_DRAWN = 20  # a picture can only be so high
+SMALLEST_TO_EXPLAIN = 64  # pixels: below that a VGG's last maps have three pixels at most, which show no "where"
 
 
 def add(commands) -> None:
     command = commands.add_parser(
         "predict",
         help="name what is on images with a trained network",
-        description="Print the most probable classes of each image, with bars, and draw them to a picture. Images are "
-        "brought to the size that the network was trained at; they should look like what it was trained on "
-        "(Fashion-MNIST: one piece of clothing, bright on black).",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        description="Print the most probable classes of each image, with bars, and draw them to a picture, beside "
+        "where the network saw the first (Grad-CAM, for networks of 64 pixels or more). With --weights, a network that "
+        "knows ImageNet's 1,000 classes looks at photographs. Without, one that you have trained looks at images like "
+        "those it was trained on (Fashion-MNIST: one piece of clothing, bright on black).",
     )
     command.add_argument("images", nargs="+", type=Path, metavar="IMAGE", help="a picture that Pillow can open")
-    command.add_argument("--run", metavar="DIR", type=Path, help="a run's folder (the newest in runs/)")
-    command.add_argument("--top", type=int, default=5, metavar="K", help="how many classes to show")
-    command.add_argument("--picture", type=Path, default=Path("predictions.png"), metavar="PNG", help="where to draw")
+    network.add_options(command)
+    command.add_argument("--top", type=int, default=5, metavar="K", help="how many classes to show (default: 5)")
+    command.add_argument(
+        "--picture",
+        type=Path,
+        default=Path("predictions.png"),
+        metavar="PNG",
+        help="where to draw (default: predictions.png)",
+    )
     command.set_defaults(command=run)
 
 
-def run(arguments) -> None:
+def run(arguments: argparse.Namespace) -> None:
     import numpy as np
 
     from minivgg.insight import pictures
     from minivgg.ops.softmax_cross_entropy import softmax_forward
     from minivgg.training.formats import read_image
-    from minivgg.training.run import load_model
 
     if arguments.top < 1:
         raise BadInput(f"--top must be at least 1, got {arguments.top}")
-    model, preprocessing, classes = load_model(arguments.run or _newest_run())
-    images = [read_image(path, preprocessing.channels) for path in arguments.images]
-    scores = model.freeze().forward(np.stack([preprocessing(image) for image in images]))
+    model, preprocessing, classes = network.find(arguments)
+    images, xs = [], []
+    for path in arguments.images:
+        image = read_image(path, preprocessing.channels)
+        try:
+            xs.append(preprocessing(image))
+        except BadInput as error:
+            raise BadInput(f"{path}: {error}") from error
+        images.append(pictures.thumbnail(image))
+    frozen = model.freeze()
+    scores = np.concatenate([frozen.forward(np.stack(xs[i : i + BATCH])) for i in range(0, len(xs), BATCH)])
+    if not np.isfinite(scores).all():
+        raise BadInput("the network's scores are not finite numbers: its weights are damaged")
     probabilities = softmax_forward(scores)[0]
-    width = max(map(len, classes))
     for path, p in zip(arguments.images, probabilities, strict=True):
         print(path)
-        for k in np.argsort(-p, kind="stable")[: arguments.top]:
-            print(f"  {classes[k]:{width}}  {p[k]:6.1%}  {'█' * round(30 * p[k])}")
-    figure = pictures.predictions(images, probabilities, classes, arguments.top)
-    print(f"drawn to {pictures.save(figure, arguments.picture)}")
+        best = np.argsort(-p, kind="stable")[: arguments.top]
+        width = max(len(classes[k]) for k in best)
+        for k in best:
+            print(f"  {classes[k]:{width}}  {p[k]:6.1%}  {'█' * round(30 * p[k])}".rstrip())
+    images, xs, probabilities = images[:MOST_DRAWN], xs[:MOST_DRAWN], probabilities[:MOST_DRAWN]
+    views = None
+    if preprocessing.size >= SMALLEST_TO_EXPLAIN:
+        from minivgg.insight.seeing import grad_cam
 
-
-def _newest_run() -> Path:
-    found = sorted(RUNS.glob("*/model.safetensors"), key=lambda path: path.stat().st_mtime)
-    if not found:
-        raise BadInput(f"no trained network in {RUNS}/: run minivgg train first, or name a run's folder with --run")
-    return found[-1].parent
+        views = [
+            (preprocessing.denormalise(x), grad_cam(model, x, int(p.argmax())))
+            for x, p in zip(xs, probabilities, strict=True)
+        ]
+    figure = pictures.predictions(images, probabilities, classes, arguments.top, views)
+    drawn = f"the first {MOST_DRAWN} drawn" if len(arguments.images) > MOST_DRAWN else "drawn"
+    print(f"{drawn} to {pictures.save(figure, arguments.picture)}")

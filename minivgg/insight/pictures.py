@@ -7,8 +7,10 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib import colors, rc_context
+from matplotlib.cm import ScalarMappable
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
+from PIL import Image
 
 from minivgg.files import atomically
 from minivgg.ops.softmax_cross_entropy import softmax_forward
@@ -130,23 +132,57 @@ def worst(scores: np.ndarray, labels: np.ndarray, count: int = 24) -> np.ndarray
     return wrong[np.argsort(truth[wrong], kind="stable")][:count]
 
 
-def predictions(images: list[np.ndarray], probabilities: np.ndarray, classes: tuple[str, ...], top: int = 5) -> Figure:
-    """A row for each image (uint8 (H, W, C)): the picture, and bars for its `top` classes by probability."""
+def predictions(
+    images: list[np.ndarray],
+    probabilities: np.ndarray,
+    classes: tuple[str, ...],
+    top: int = 5,
+    views: list[tuple[np.ndarray, np.ndarray]] | None = None,
+) -> Figure:
+    """A row for each image (uint8 (H, W, C)): the picture, and bars for its `top` classes by probability.
+
+    `views` puts between them what the network saw, uint8 (h, w, C), under a heat map of where it saw the first class,
+    (h, w) in 0-1, as Grad-CAM makes it.
+    """
     top = min(top, len(classes))
-    height = max(1.6, 0.36 * top + 0.5)
+    height = max(3.0 if views else 1.6, 0.36 * top + 0.5)
+    columns = 3 if views else 2
     with rc_context(STYLE | {"axes.grid": False}):
-        figure = Figure(figsize=(7, height * len(images)))
-        for axes, image, p in zip(figure.subplots(len(images), 2, squeeze=False), images, probabilities, strict=True):
-            picture, bars = axes
+        figure = Figure(figsize=(12 if views else 7, height * len(images)))
+        grid = figure.subplots(len(images), columns, squeeze=False, width_ratios=[1, 1, 1.5] if views else None)
+        for i, (image, p) in enumerate(zip(images, probabilities, strict=True)):
+            picture, bars = grid[i, 0], grid[i, -1]
             _show(picture, image)
             picture.axis("off")
             order = np.argsort(-p, kind="stable")[:top][::-1]
             bars.barh([classes[k] for k in order], p[order], color=[GREY] * (top - 1) + [BLUE])
             for y, k in enumerate(order):
                 bars.text(p[k] + 0.02, y, f"{p[k]:.1%}", va="center", size=10)
-            bars.set(xlim=(0, 1.18), xticks=[])
+            bars.set(xlim=(0, 1.25), xticks=[])
             bars.spines["bottom"].set_visible(False)
+            if views:
+                heat = _overlay(grid[i, 1], *views[i])
+                grid[i, 1].set_title(f"where it saw\n{classes[order[-1]]}", size=10)
+        if views:
+            bar = figure.colorbar(heat, ax=grid[:, 1], ticks=[0, 0.5, 1], aspect=30 * len(images), pad=0.03)
+            bar.set_label("Grad-CAM, share of maximum", size=9)
         return figure
+
+
+def thumbnail(image: np.ndarray, side: int = 512) -> np.ndarray:
+    """uint8 (H, W, C) averaged down by a whole number until its shorter side is below 2·`side`: enough for a figure."""
+    factor = max(1, min(image.shape[:2]) // side)
+    small = np.asarray(Image.fromarray(image.squeeze(axis=2) if image.shape[2] == 1 else image).reduce(factor))
+    return small.reshape(*small.shape[:2], -1)
+
+
+def _overlay(axes, image: np.ndarray, heat: np.ndarray):
+    """An image in grey under a heat map (H, W) in 0-1 that hides less the less there is; returns the map's artist."""
+    grey = image.mean(axis=2)
+    axes.imshow(grey, cmap="gray", vmin=0, vmax=255)
+    axes.axis("off")
+    axes.imshow(heat, cmap="inferno", vmin=0, vmax=1, alpha=0.15 + 0.5 * heat)
+    return ScalarMappable(colors.Normalize(0, 1), "inferno")
 
 
 def _show(axes, image: np.ndarray) -> None:

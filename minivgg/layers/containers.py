@@ -6,7 +6,7 @@ import numpy as np
 
 from minivgg.backends.array import nchw, nhwc, xp_of
 from minivgg.errors import BadInput
-from minivgg.layers import fusion
+from minivgg.layers import dense, fusion
 from minivgg.layers.base import Layer, nothing_kept
 from minivgg.ops.softmax_cross_entropy import softmax_cross_entropy_backward, softmax_cross_entropy_forward
 from minivgg.ops.windows import check_gradient
@@ -138,6 +138,10 @@ class Sequential(_Container):
         part = Sequential(kept)
         part.fused, part.landmarks = self.fused, self.landmarks
         return part
+
+    def fully_convolutional(self) -> "Sequential":
+        """This network with its linear layers as convolutions, for images of any size: see `layers.dense`."""
+        return dense.fully_convolutional(self)
 
     def output_shape(self, shape):
         for layer in self:

@@ -6,8 +6,11 @@
 Nothing is downloaded unless `download=True` says so. The file formats are next door, in `formats.py`.
 """
 
+import difflib
+import functools
 import hashlib
 import os
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -202,6 +205,41 @@ def _download(url: str, folder: Path) -> None:
         pooch.retrieve(url, known_hash=None, fname=url.rsplit("/", 1)[1], path=folder, progressbar=True)
     except (OSError, ValueError) as error:
         raise BadInput(f"{url}: cannot be fetched: {error}") from error
+
+
+@functools.cache
+def imagenet_classes() -> dict[str, str]:
+    """ImageNet's 1,000 classes in the order of a network's scores: synset → name, `{"n01440764": "tench", …}`."""
+    lines = (ASSETS / "imagenet_classes.txt").read_text(encoding="utf-8").splitlines()
+    return dict(line.split(" ", 1) for line in lines)
+
+
+def labelled_folder(folder: Path, classes: Sequence[str], channels: int = 3) -> Dataset:
+    """The pictures of `folder`, one folder a class, labelled for a network that knows `classes`.
+
+    A folder is called as its class is, or, if the classes are ImageNet's, by its synset. As long as only one class can
+    be meant, case does not matter, and `_` may stand for a space or a slash. Not every class need be there. Raises
+    `BadInput` for a folder whose name is no class, and for whatever is not a picture.
+    """
+    exact = {name: k for k, name in enumerate(classes)}
+    if tuple(classes) == tuple(imagenet_classes().values()):
+        exact |= {synset: k for k, synset in enumerate(imagenet_classes())}
+    plain = Counter(map(_plain, classes))  # ImageNet's Cardigan is a dog, and its cardigan is not
+    loose = {_plain(name): k for k, name in enumerate(classes) if plain[_plain(name)] == 1}
+    pictures, labels = _by_class(Path(folder)), []
+    for name, paths in pictures.items():
+        label = exact.get(name, loose.get(_plain(name)))
+        if label is None:
+            close = difflib.get_close_matches(name, exact, n=3) or classes[:3]
+            known = f"none of the network's {len(classes)} classes; {', '.join(close)} are"
+            raise BadInput(f"{Path(folder) / name}: {known}")
+        labels += [label] * len(paths)
+    images = tuple(path for paths in pictures.values() for path in paths)
+    return Dataset(Path(folder).resolve().name, images, np.array(labels), tuple(classes), channels)
+
+
+def _plain(name: str) -> str:
+    return name.casefold().replace("_", " ").replace("/", " ")
 
 
 def _from_folder(folder: Path) -> tuple[Dataset, Dataset]:

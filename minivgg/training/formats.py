@@ -11,7 +11,7 @@ import zlib
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from minivgg.errors import BadInput
 
@@ -30,19 +30,29 @@ CIFAR_TEST = ("cifar-10-batches-bin/test_batch.bin",)
 def read_image(path: Path, channels: int) -> np.ndarray:
     """Decode one picture, the right way up (its EXIF orientation applied): uint8 (H, W, C), C = 1 (grey) or 3 (RGB).
 
-    Raises `BadInput` for a missing or corrupt file, for more than 8 bits a channel (which Pillow would clip, not
+    What is transparent shows white, as on paper: the colours that lie under it are whatever a program left there.
+    Raises `BadInput` for a missing or corrupt file, for grey of more than 8 bits (which Pillow would clip, not
     scale), and for a picture of more than `MAX_PIXELS` (67 million), before it is decompressed.
     """
     try:
+        if Path(path).exists() and not Path(path).is_file():
+            raise ValueError("not a file")  # a pipe would keep us waiting
         with Image.open(path, formats=IMAGE_DECODERS) as picture:
             if picture.width * picture.height > MAX_PIXELS:
                 raise ValueError(f"{picture.width}x{picture.height} is more than {MAX_PIXELS} pixels; make it smaller")
             if picture.mode.startswith(("I", "F")):
                 raise ValueError(f"mode {picture.mode} has more than 8 bits a channel; save it with 8")
-            upright = ImageOps.exif_transpose(picture).convert("L" if channels == 1 else "RGB")
-            return np.asarray(upright).reshape(upright.height, upright.width, channels)
+            upright = ImageOps.exif_transpose(picture)
+            if upright.has_transparency_data:
+                paper = Image.new("RGBA", upright.size, "white")
+                upright = Image.alpha_composite(paper, upright.convert("RGBA"))
+            pixels = upright.convert("L" if channels == 1 else "RGB")
+            return np.asarray(pixels).reshape(pixels.height, pixels.width, channels)
+    except UnidentifiedImageError:
+        raise BadInput(f"{path}: cannot be read as an image: none of {', '.join(IMAGE_DECODERS)}") from None
     except Exception as error:  # on corrupt bytes Pillow raises OSError, SyntaxError, struct.error, and more
-        raise BadInput(f"{path}: cannot be read as an image: {error}") from error
+        reason = " ".join(str(getattr(error, "strerror", None) or error).split()) or type(error).__name__
+        raise BadInput(f"{path}: cannot be read as an image: {reason}") from error
 
 
 def read_idx(data: bytes, name: str) -> np.ndarray:

@@ -12,8 +12,9 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 
 from minivgg.errors import BadInput
-from minivgg.training.augmentation import Augmentation, Preprocessing
+from minivgg.training.augmentation import Augmentation
 from minivgg.training.datasets import Dataset
+from minivgg.training.preprocessing import Preprocessing
 
 
 class Loader:

@@ -16,12 +16,13 @@ from minivgg.errors import BadInput
 from minivgg.files import atomically
 from minivgg.layers import Sequential
 from minivgg.training import checkpoints
-from minivgg.training.augmentation import Augmentation, Preprocessing, colour_basis, fit
+from minivgg.training.augmentation import Augmentation, colour_basis
 from minivgg.training.config import Config
-from minivgg.training.datasets import load
+from minivgg.training.datasets import Dataset, load
 from minivgg.training.loader import Loader
 from minivgg.training.loop import Trainer
 from minivgg.training.optim import SGD, Adam
+from minivgg.training.preprocessing import Preprocessing, fit
 from minivgg.training.schedules import schedule
 
 
@@ -128,6 +129,11 @@ def load_model(path: Path) -> tuple[Sequential, Preprocessing, tuple[str, ...]]:
         raise BadInput(f"{path}: holds no {error}, so it is not the weights of a run") from None
     except (TypeError, ValueError) as error:
         raise BadInput(f"{path}: {error}") from None
+
+
+def test_set(folder: Path) -> Dataset:
+    """The labelled images that the run in `folder` was tested on. Raises BadInput where they are gone."""
+    return load(_read_config(Path(folder) / "config.json").data)[1]
 
 
 def _read_config(path: Path) -> Config:
