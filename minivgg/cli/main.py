@@ -6,10 +6,10 @@ import sys
 from collections.abc import Sequence
 
 from minivgg import __version__
-from minivgg.cli import bench, bugs, gradcheck, info, predict, summary, train
+from minivgg.cli import bench, bugs, doctor, gradcheck, info, predict, see, summary, train
 from minivgg.errors import BadInput
 
-COMMANDS = (train, predict, summary, gradcheck, bugs, bench, info)
+COMMANDS = (train, predict, see, doctor, summary, gradcheck, bugs, bench, info)
 
 
 def parser() -> argparse.ArgumentParser:
