@@ -27,7 +27,7 @@ from minivgg.training.run import Run
 
 HERE = Path(__file__).parent
 RESULTS, PAGE = HERE / "results" / "doctor.json", HERE.parent / "docs" / "doctor.md"
-NET_A = Path("runs") / "doctor-A"
+NET_A, NET_A_START = Path("runs") / "doctor-A", "A, He"
 
 # The paper's optimiser; width, batch, images and their number are what two cores do in a minute.
 COMMON = {
@@ -49,34 +49,24 @@ STARTS = {
     "D + BN, std 0.01": {"model": "vgg16_bn", "init": "normal:0.01"},
     "D + BN, std 0.1": {"model": "vgg16_bn", "init": "normal:0.1"},
     "D + BN, He": {"model": "vgg16_bn", "init": "he"},
-    "A, He": {"model": "A", "init": "he", "epochs": 2},
+    NET_A_START: {"model": "A", "init": "he", "epochs": 2},
     "D from A, rest std 0.01": {"model": "vgg16", "init": "normal:0.01", "init_from": str(NET_A)},
     "D from A, rest std 0.1": {"model": "vgg16", "init": "normal:0.1", "init_from": str(NET_A)},
     "D from A, rest He": {"model": "vgg16", "init": "he", "init_from": str(NET_A)},
 }
 
 
-def measure(name: str) -> dict:
-    """The doctor's findings for a start, and the losses of a training."""
-    folder = NET_A if name == "A, He" else NET_A.with_name("doctor")
-    began = time.perf_counter()
-    run = Run(Config(**COMMON | STARTS[name]), folder)
+def begin(name: str) -> Run:
+    """The run of a start, nothing trained yet."""
+    return Run(Config(**COMMON | STARTS[name]), NET_A if name == NET_A_START else NET_A.with_name("doctor"))
+
+
+def consult(run: Run) -> dict:
+    """What the doctor says after the first batch."""
     trainer = run.trainer
-    batches = (batch for epoch in range(trainer.epochs) for batch in trainer.train.epoch(epoch))
-    x, labels = next(trainer.train.epoch(0))
-    checkup = doctor.examine(trainer.model, x, labels, COMMON["lr"])
+    checkup = doctor.examine(trainer.model, *next(trainer.train.epoch(0)), run.config.lr)
     findings = doctor.diagnose(checkup)
-    losses, failure = [], None
-    try:
-        for x, labels in tqdm(batches, name, trainer.epochs * len(trainer.train), leave=False):
-            losses.append(trainer.step(x, labels)[0])
-    except Diverged as error:
-        failure = str(error)
-    accuracy = None if failure else evaluate(trainer.model, trainer.test).accuracy
-    if name == "A, He":
-        run.save()
     return {
-        "settings": COMMON | STARTS[name],
         "factor": checkup.factor,
         "scores_rms": checkup.scores,
         "step_share": checkup.update,
@@ -84,6 +74,23 @@ def measure(name: str) -> dict:
         "verdict": doctor.verdict(findings),
         "findings": [str(finding) for finding in findings],
         "rows": [{"name": row.name, "rms": row.rms, "gradient": row.gradient} for row in checkup.rows],
+    }
+
+
+def train(name: str, run: Run) -> dict:
+    """What then happens: the loss of each step, where it stops being a number, and accuracy in the end."""
+    trainer, began, losses, failure = run.trainer, time.perf_counter(), [], None
+    batches = (batch for epoch in range(trainer.epochs) for batch in trainer.train.epoch(epoch))
+    try:
+        for x, labels in tqdm(batches, name, trainer.epochs * len(trainer.train), leave=False):
+            losses.append(trainer.step(x, labels)[0])
+            trainer.batch += 1  # its place, for the message of Diverged
+    except Diverged as error:
+        failure = str(error)
+    accuracy = None if failure else evaluate(trainer.model, trainer.test).accuracy
+    if name == NET_A_START:
+        run.save()
+    return {
         "losses": [float(f"{loss:.6g}") for loss in losses],
         "failure": failure,
         "test_accuracy": accuracy,
@@ -114,8 +121,8 @@ def write(record: dict) -> None:
     head = ["start", "× a layer", "scores' RMS", "step/weight", "the doctor", "first loss", "last 20 steps", "correct"]
     machine = record["machine"]
     note = (
-        f"{len(next(iter(starts.values()))['losses'])} steps of {COMMON['batch_size']} images"
-        f" (A: {len(starts['A, He']['losses'])}), half of VGG-16's width, 32×32 pixels, learning rate {COMMON['lr']}, "
+        f"{len(next(iter(starts.values()))['losses'])} steps of {COMMON['batch_size']} images "
+        f"(A: {len(starts[NET_A_START]['losses'])}), half the paper's width, 32×32 pixels, rate {COMMON['lr']}, "
         f"momentum 0.9, weight decay {COMMON['weight_decay']}, dropout {COMMON['dropout']}; 2,000 test images. "
         f"On {machine['CPU']}, NumPy {machine['NumPy']}, Numba {machine['Numba'].split()[0]}."
     )
@@ -136,7 +143,8 @@ def main() -> None:
     record = json.loads(RESULTS.read_text()) if RESULTS.exists() else {"starts": {}}
     for name in () if arguments.write else arguments.only or STARTS:
         record["machine"] = describe()
-        record["starts"][name] = measure(name)
+        run = begin(name)
+        record["starts"][name] = {"settings": COMMON | STARTS[name], **consult(run), **train(name, run)}
         with atomically(RESULTS) as path:
             path.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n")
         print(*said(name, record["starts"][name]), sep="  ")

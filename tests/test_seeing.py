@@ -67,8 +67,7 @@ def by_hand_conv(x, w, b):
     return y
 
 
-@pytest.mark.parametrize("name", ["vgg11", "vgg11_bn"])
-@pytest.mark.parametrize("label", [None, 2])
+@pytest.mark.parametrize(("name", "label"), [("vgg11", 2), ("vgg11_bn", None)])
 def test_saliency_is_the_slope(name, label):
     """Against central differences, by pixel. A slope that is another at half the step has met a kink: left out."""
     net, rng = small_vgg(name), np.random.default_rng(1)
@@ -77,7 +76,7 @@ def test_saliency_is_the_slope(name, label):
     k = int(scores.argmax()) if label is None else label
     gradient = seeing.image_gradient(net, x, label)
     checked = 0
-    for c, i, j in zip(rng.integers(0, 2, 40), *rng.integers(0, 32, (2, 40)), strict=True):
+    for c, i, j in zip(rng.integers(0, 2, 15), *rng.integers(0, 32, (2, 15)), strict=True):
         slopes = []
         for h in (1e-5, 5e-6):
             moved = [x.copy(), x.copy()]
@@ -88,7 +87,7 @@ def test_saliency_is_the_slope(name, label):
         if abs(slopes[0] - slopes[1]) < 1e-6 * max(map(abs, slopes)):
             np.testing.assert_allclose(gradient[c, i, j], slopes[1], rtol=1e-5, atol=1e-10)
             checked += 1
-    assert checked > 20
+    assert checked > 7
     np.testing.assert_array_equal(seeing.saliency(net, x, label), np.abs(gradient).max(axis=0))
 
 
@@ -288,13 +287,12 @@ def test_mistakes_are_named(call, message):
         call()
 
 
-@pytest.mark.parametrize("channels", [1, 3])
-@pytest.mark.parametrize("count", [1, 3])
+@pytest.mark.parametrize(("channels", "count"), [(1, 1), (3, 2)])
 def test_pictures(channels, count, tmp_path):
     images = list(RNG.integers(0, 256, (count, 28, 28, channels), np.uint8))
     heats, rows = [[RNG.random((7, 7)), np.zeros((4, 4))] for _ in images], ["a\nb"] * count
     figures = [
-        pictures.maps(RNG.standard_normal((70, 4, 4)), images[0], "features.9"),
+        pictures.maps(RNG.standard_normal((20, 4, 4)), images[0], "features.9", most=17),
         pictures.maps(np.zeros((1, 2, 2)), images[0], "one"),
         pictures.heat(images, heats, rows, ["one", "two"], "heat"),
         pictures.heat(images, heats, rows, ["one", "two"], "heat", limits=None, overlay=False),

@@ -26,11 +26,11 @@ def add(commands) -> None:
     command.add_argument("model", nargs="?", metavar="MODEL", help="vgg11 … vgg19, vgg11_bn … or the paper's A … E")
     command.add_argument("--run", type=Path, metavar="DIR", help="examine the trained network of a run instead")
     command.add_argument("--init", default="he", metavar="NAME", help="he, xavier, paper, lsuv, or normal:STD")
-    command.add_argument("--lr", type=float, default=0.01, metavar="RATE", help="learning rate that training would use")
-    command.add_argument("--width", type=float, default=1.0, metavar="X", help="multiplies the number of filters")
-    command.add_argument("--classifier-width", type=int, default=4096, metavar="N", help="units of the linear layers")
+    command.add_argument("--lr", type=float, metavar="RATE", help="learning rate to judge by (0.01, or the run's)")
+    command.add_argument("--width", type=float, metavar="X", help="multiplies the number of filters (the model's own)")
+    command.add_argument("--classifier-width", type=int, metavar="N", help="units of the linear layers (the model's)")
     command.add_argument("--input-size", type=int, default=32, metavar="PX", help="height and width of the images")
-    command.add_argument("--data", default="fashion-mnist-mini", metavar="NAME", help="as for minivgg train")
+    command.add_argument("--data", metavar="NAME", help="as for minivgg train (the bundled images, or the run's)")
     command.add_argument("--batch-size", type=int, default=32, metavar="N", help="images in the batch")
     command.add_argument("--seed", type=int, default=0, metavar="N", help="of weights and of the choice of images")
     command.add_argument("--raw", action="store_true", help="leave pixels at 0 to 255, to see what that does")
@@ -43,23 +43,24 @@ def add(commands) -> None:
 
 def run(arguments) -> None:
     from minivgg.insight import doctor, pictures
-    from minivgg.training.run import load_model
+    from minivgg.training.config import Config
+    from minivgg.training.run import load_model, read_config
 
     if (arguments.model is None) == (arguments.run is None):
         raise BadInput("name a model, such as vgg16, or a run by --run DIR, and not both")
-    if arguments.batch_size < 2 or not arguments.lr > 0:
-        raise BadInput(f"--batch-size must be at least 2 and --lr above 0: {arguments.batch_size}, {arguments.lr:g}")
+    if arguments.batch_size < 2 or not (arguments.lr is None or arguments.lr > 0):
+        raise BadInput(f"--batch-size must be at least 2 and --lr above 0: {arguments.batch_size}, {arguments.lr}")
     if arguments.run:
         model, preprocessing, _ = load_model(arguments.run)
-        x, labels, _ = _batch(arguments, preprocessing)
-        name = f"{arguments.run}, trained"
+        config = read_config(arguments.run / "config.json") if arguments.run.is_dir() else Config()
+        x, labels, _ = _batch(arguments, arguments.data or config.data, preprocessing)
+        name, lr = f"{arguments.run}, trained", arguments.lr or config.lr
     else:
-        x, labels, classes = _batch(arguments, None)
-        options = {"classes": classes, "channels": x.shape[1], "input_size": arguments.input_size}
-        build = _builder(arguments, options, x)
-        model = build(arguments.model, arguments.init)
-        name = f"{arguments.model}, started by {arguments.init}"
-    checkup = doctor.examine(model, x, labels, arguments.lr)
+        x, labels, classes = _batch(arguments, arguments.data or Config().data, None)
+        build = _builder(arguments, classes, x)
+        model = build(arguments.init)
+        name, lr = f"{arguments.model}, started by {arguments.init}", arguments.lr or 0.01
+    checkup = doctor.examine(model, x, labels, lr)
     N, C, H, W = x.shape
     print(f"{name}: {model.parameter_count():,} parameters, a batch of {N} images of {C}×{H}×{W}\n")
     print(checkup)
@@ -72,47 +73,48 @@ def run(arguments) -> None:
     if arguments.run or not arguments.compare:
         return
     del model
-    starts = _starts(arguments.model, arguments.init, build)
-    trials = doctor.try_initialisers(starts, x, labels, arguments.lr, progress=True)
+    trials = doctor.try_initialisers(_starts(arguments, build), x, labels, lr, progress=True)
     print(f"\n{doctor.trials_table(trials)}\n\n{TRIALS_LEGEND}")
     spreads = {name: [(row.name, row.rms, row.gradient) for row in c.rows] for name, c in trials.items()}
     print(f"\ndrawn to {pictures.save(pictures.spreads(spreads), arguments.picture)}")
 
 
-def _builder(arguments, options: dict, x):
-    """A function (model, initialiser) → network."""
+def _builder(arguments, classes: int, x):
+    """A function from an initialiser's name to the network that the arguments name; it takes further options, too."""
     from minivgg import models
 
-    def build(model: str, init: str):
-        given = options | {"width": arguments.width, "classifier_width": arguments.classifier_width}
-        first = "zeros" if init == "lsuv" else init
-        net = models.build(model, **given, init=first, seed=arguments.seed)
+    chosen = {name: getattr(arguments, name) for name in ("width", "classifier_width", "input_size")}
+    given = {name: value for name, value in chosen.items() if value is not None}
+    options = given | {"classes": classes, "channels": x.shape[1], "seed": arguments.seed}
+
+    def build(init: str, **others):
+        net = models.build(arguments.model, init="zeros" if init == "lsuv" else init, **options, **others)
         return models.initialise(net, "lsuv", seed=arguments.seed, x=x) if init == "lsuv" else net
 
     return build
 
 
-def _starts(model: str, init: str, build) -> dict:
-    """Name → a function that builds a network: each initialiser, without and with batch norm where there is a twin."""
+def _starts(arguments, build) -> dict:
+    """Name → a function that builds a network: each initialiser, without and with batch norm if the model has both."""
     from functools import partial
+    from inspect import signature
 
     from minivgg import models
 
-    plain = model.removesuffix("_bn")
-    twins = {"": plain, " + BN": f"{plain}_bn"}
-    twins = {name: twin for name, twin in twins.items() if twin in models.MODELS} or {"": model}
-    inits = [*INITIALISERS, *([init] if init not in INITIALISERS else [])]
-    return {f"{way}{name}": partial(build, twin, way) for name, twin in twins.items() for way in inits}
+    both = "batch_norm" in signature(models.MODELS[arguments.model]).parameters
+    twins = {"": {"batch_norm": False}, " + BN": {"batch_norm": True}} if both else {"": {}}
+    inits = dict.fromkeys([*INITIALISERS, arguments.init])
+    return {f"{init}{name}": partial(build, init, **twin) for name, twin in twins.items() for init in inits}
 
 
-def _batch(arguments, preprocessing):
+def _batch(arguments, data: str, preprocessing):
     """x (N, C, H, W) and labels (N,), drawn from the training images, and how many classes there are."""
     import numpy as np
 
     from minivgg.training.augmentation import fit
     from minivgg.training.datasets import load
 
-    train, _ = load(arguments.data)
+    train, _ = load(data)
     chosen = np.random.default_rng(arguments.seed).permutation(len(train))[: arguments.batch_size]
     pictures = [train.image(i) for i in chosen]
     if preprocessing is None:
@@ -121,7 +123,7 @@ def _batch(arguments, preprocessing):
         resize = native if native and native <= size < 2 * native else size
         preprocessing = fit(train, size, resize=resize)
     elif preprocessing.channels != train.channels:
-        raise BadInput(f"{arguments.data} has {train.channels} channels, the run's network {preprocessing.channels}")
+        raise BadInput(f"{data} has {train.channels} channels, the run's network {preprocessing.channels}")
     x = np.stack([preprocessing(picture) for picture in pictures])
     if arguments.raw:
         mean, std = (np.array(v, np.float32)[:, None, None] for v in (preprocessing.mean, preprocessing.std))

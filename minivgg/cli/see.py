@@ -180,6 +180,8 @@ def _neighbours(arguments) -> None:
 
     from minivgg.insight import pictures, seeing
 
+    if arguments.count < 1:
+        raise BadInput(f"--count must be at least 1, got {arguments.count}")
     subject = _Subject(arguments)
     gallery, _ = bundled(subject.preprocessing.channels)
     x = np.stack([subject.preprocessing(gallery.image(i)) for i in range(len(gallery))])

@@ -21,8 +21,8 @@ from minivgg.ops.softmax_cross_entropy import softmax_cross_entropy_backward, so
 
 # Shares of a layer's weights that one step of plain gradient descent changes. About 1e-3 is healthy (Karpathy, CS231n,
 # Neural Networks 3, "Ratio of weights:updates"). Momentum 0.9 makes ten of each: below TOO_SMALL ten thousand steps
-# change a tenth; above TOO_LARGE one step throws away what was there.
-TOO_SMALL, TOO_LARGE = 1e-6, 1e-1
+# change a tenth of a weight, above TOO_LARGE every step does, above HOPELESS a step leaves nothing of it.
+TOO_SMALL, TOO_LARGE, HOPELESS = 1e-6, 1e-2, 1e-1
 LOUD = 10.0  # RMS of scores from which softmax has made up its mind before it has seen anything: e¹⁰ = 22,000 to 1
 RAW = 10.0  # RMS of an input that nobody has normalised: 0–255 has about 100, normalised images have 1
 
@@ -125,9 +125,7 @@ def examine(model: Layer, x: np.ndarray, labels: np.ndarray, lr: float = 0.01) -
         with np.errstate(all="ignore"), watched(model, see, reach):
             scores = model.forward(x, train=True)
             if scores.ndim != 2:
-                raise BadInput(
-                    f"the doctor needs a network that gives scores (N, classes); its output is {scores.shape}"
-                )
+                raise BadInput(f"the doctor needs a network that gives scores (N, classes), not {scores.shape}")
             if labels.shape != (len(x),) or labels.min() < 0 or labels.max() >= scores.shape[1]:
                 raise BadInput(f"labels must be {len(x)} numbers from 0 to {scores.shape[1] - 1}")
             loss, cache = softmax_cross_entropy_forward(scores, labels)
@@ -148,10 +146,12 @@ def examine(model: Layer, x: np.ndarray, labels: np.ndarray, lr: float = 0.01) -
 
 def diagnose(checkup: Checkup) -> list[Finding]:
     """What is wrong, the cause before its consequences; nothing if nothing is."""
-    found = [
-        rule(checkup) for rule in (_overflow, _raw_input, _shrinking, _exploding, _dead, _constant, _step_too_long)
-    ]
-    return [finding for finding in found if finding]
+    found = []
+    for rule in (_overflow, _raw_input, _shrinking, _exploding, _dead, _constant, _step_too_long):
+        explained = rule is _constant and found  # that all answers are the same is news only if nothing above says why
+        finding = None if explained else rule(checkup)
+        found += [finding] if finding else []
+    return found
 
 
 def verdict(findings: list[Finding]) -> str:
@@ -183,7 +183,7 @@ def _raw_input(c: Checkup) -> Finding | None:
         return None
     return Finding(
         "the input is not normalised",
-        c.update > TOO_LARGE,
+        c.update > HOPELESS,
         f"the input has mean {c.input_mean:.3g} and RMS {c.input_rms:.3g}, so everything after it, and every "
         f"gradient of a first-layer weight, is some {c.input_rms:.0f} times too large",
         "divide pixels by 255, subtract the training set's mean and divide by its standard deviation",
@@ -194,15 +194,14 @@ def _shrinking(c: Checkup) -> Finding | None:
     if not c.update < TOO_SMALL:
         return None
     if c.factor < 0.9:
-        what = (
-            f"activations shrink by {c.factor:.2f} a layer, {c.factor ** len(c.hidden):.0e} over {len(c.hidden)} layers"
-        )
+        total = f"{c.factor ** len(c.hidden):.0e} over {len(c.hidden)} layers"
+        what = f"activations shrink by {c.factor:.2f} a layer, {total}, and gradients with them"
     else:
-        what = "gradients hardly reach the weights"
+        what = "gradients shrink on their way back, though activations do not on theirs"
     return Finding(
         "activations shrink" if c.factor < 0.9 else "gradients vanish",
         True,
-        f"{what}, and gradients with them: with {_deviations(c)} a step at learning rate {c.lr:g} changes "
+        f"{what}: with {_deviations(c)} a step at learning rate {c.lr:g} changes "
         f"{c.update:.0e} of a weight, so this net will not train, and its loss will stay near "
         f"log({c.classes}) = {math.log(c.classes):.2f}",
         "use He, batch norm, or start from A as the paper did (minivgg train --init-from RUN)",
@@ -212,7 +211,7 @@ def _shrinking(c: Checkup) -> Finding | None:
 def _exploding(c: Checkup) -> Finding | None:
     if not c.scores > LOUD:
         return None
-    hopeless = c.update > TOO_LARGE
+    hopeless = c.update > HOPELESS
     future = (
         "the first steps will throw the weights away" if hopeless else "the first epochs will go by in unlearning it"
     )
@@ -256,8 +255,8 @@ def _step_too_long(c: Checkup) -> Finding | None:
     return Finding(
         "the learning rate is too large",
         False,
-        f"a step at learning rate {c.lr:g} changes {worst.update:.0%} of {worst.name}'s weights, where 0.1% is healthy",
-        f"try {c.lr * 1e-2 / worst.update:.0e}, or a warm-up",
+        f"a step at learning rate {c.lr:g} changes {worst.update:.1%} of {worst.name}'s weights, where 0.1% is healthy",
+        f"try {c.lr * 1e-3 / worst.update:.0e}, or a warm-up",
     )
 
 

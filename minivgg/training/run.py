@@ -80,7 +80,7 @@ class Run:
     def resume(cls, folder: Path) -> "Run":
         """The run in `folder`, as its last checkpoint left it. Raises BadInput if that is missing or damaged."""
         folder = Path(folder)
-        run = cls(_read_config(folder / "config.json"), folder, begin=False)
+        run = cls(read_config(folder / "config.json"), folder, begin=False)
         path = folder / "checkpoint.safetensors"
         arrays, place = checkpoints.load(path)
         try:
@@ -140,7 +140,8 @@ def _start_from(model: Sequential, path: Path) -> Transfer:
         raise BadInput(f"{path}: cannot start from this run: {error}") from None
 
 
-def _read_config(path: Path) -> Config:
+def read_config(path: Path) -> Config:
+    """The settings that a run keeps in its `config.json`. Raises BadInput if that is missing or damaged."""
     try:
         settings = json.loads(path.read_text())
         known = {field.name for field in fields(Config)}
