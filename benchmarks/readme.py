@@ -1,4 +1,4 @@
-"""Put what a script measured into the README, between the markers that bear its name."""
+"""Put what a script measured into the README, or another page, between the markers that bear its name."""
 
 import re
 from pathlib import Path
@@ -6,13 +6,13 @@ from pathlib import Path
 README = Path(__file__).parents[1] / "README.md"
 
 
-def fill(name: str, text: str) -> None:
+def fill(name: str, text: str, page: Path = README) -> None:
     """Replace what stands between `<!-- name -->` and `<!-- /name -->`; ValueError if they are not there."""
     pattern = re.compile(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.DOTALL)
-    content = README.read_text()
+    content = page.read_text()
     if not pattern.search(content):
-        raise ValueError(f"{README}: no markers <!-- {name} --> … <!-- /{name} -->")
-    README.write_text(pattern.sub(lambda m: f"{m[1]}{text.rstrip()}\n{m[2]}", content))
+        raise ValueError(f"{page}: no markers <!-- {name} --> … <!-- /{name} -->")
+    page.write_text(pattern.sub(lambda m: f"{m[1]}{text.rstrip()}\n{m[2]}", content))
 
 
 def table(head: list[str], rows: list[list[str]], right: int = 1) -> str:

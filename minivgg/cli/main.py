@@ -7,10 +7,23 @@ import warnings
 from collections.abc import Sequence
 
 from minivgg import __version__
-from minivgg.cli import bench, bugs, compare, evaluate, gradcheck, info, predict, summary, train, weights
+from minivgg.cli import (
+    bench,
+    bugs,
+    compare,
+    doctor,
+    evaluate,
+    gradcheck,
+    info,
+    predict,
+    see,
+    summary,
+    train,
+    weights,
+)
 from minivgg.errors import BadInput
 
-COMMANDS = (train, predict, evaluate, summary, compare, weights, gradcheck, bugs, bench, info)
+COMMANDS = (train, predict, evaluate, see, doctor, summary, compare, weights, gradcheck, bugs, bench, info)
 
 
 def parser() -> argparse.ArgumentParser:

@@ -26,7 +26,13 @@ _SETTINGS = {
         "width": (float, "X", "multiplies the number of filters"),
         "classifier_width": (int, "N", "units of the two hidden linear layers"),
         "dropout": (float, "P", "share dropped in the classifier"),
-        "init": (str, "NAME", "he, xavier, paper or lsuv"),
+        "init": (str, "NAME", "he, xavier, paper, lsuv, or normal:STD such as normal:0.01"),
+        "init_from": (
+            str,
+            "RUN",
+            "then copy the first four convolutions and the linear layers of a trained shallower net, as the paper did "
+            "(default: none)",
+        ),
         "algorithm": (
             str,
             "NAME",
@@ -117,9 +123,10 @@ def _headline(session) -> str:
     first = (
         "" if trainer.optimizer.steps else "\n(the first steps are slow on a new machine: Numba compiles, and keeps it)"
     )
+    copied = f"\nfrom {config.init_from}: {session.transfer}" if session.transfer else ""
     return (
         f"{config.model} with {trainer.model.parameter_count():,} parameters on {len(data):,} images of "
-        f"{data.name.partition('/')[0]} at {pixels}×{pixels}, {len(session.classes)} classes{place}{first}"
+        f"{data.name.partition('/')[0]} at {pixels}×{pixels}, {len(session.classes)} classes{place}{copied}{first}"
     )
 
 

@@ -185,6 +185,115 @@ def _overlay(axes, image: np.ndarray, heat: np.ndarray):
     return ScalarMappable(colors.Normalize(0, 1), "inferno")
 
 
+def maps(channels: np.ndarray, image: np.ndarray, title: str, most: int = 63) -> Figure:
+    """An image (uint8 (H, W, C)) and its feature maps (channels, h, w), the first `most`, on one scale."""
+    shown = channels[:most]
+    columns = 8 if len(shown) > 15 else 4
+    rows = -(-(len(shown) + 1) // columns)
+    low, high = min(0.0, float(shown.min())), float(shown.max())
+    with rc_context(STYLE | {"axes.grid": False}):
+        figure = Figure(figsize=(1.15 * columns + 1.2, 1.3 * rows + 0.6))
+        grid = figure.subplots(rows, columns, squeeze=False)
+        for axes in grid.flat:
+            axes.axis("off")
+        _show(grid.flat[0], image)
+        grid.flat[0].set_title("image", size=9)
+        for k, (axes, channel) in enumerate(zip(list(grid.flat)[1:], shown, strict=False)):
+            drawn = axes.imshow(channel, cmap="cividis", vmin=low, vmax=max(high, low + 1e-9), interpolation="nearest")
+            axes.set_title(str(k), size=9)
+        count, h, w = channels.shape
+        first = f", the first {most}" if count > most else ""
+        figure.suptitle(f"{title}: {count} maps of {h}×{w}{first}")
+        figure.colorbar(drawn, ax=grid, shrink=0.8, label="activation")
+        return figure
+
+
+def heat(
+    images: list[np.ndarray],
+    heats: list[list[np.ndarray]],
+    rows: list[str],
+    columns: list[str],
+    label: str,
+    *,
+    limits: tuple[float, float] | None = (0, 1),
+    overlay: bool = True,
+) -> Figure:
+    """A row for each image (uint8 (H, W, C)): the image, and maps (h, w) of any resolution, stretched over it.
+
+    `limits`: of the maps' values, as is said beside the `label` of the colour bar; None scales each map by itself. With
+    `overlay` the image shows through.
+    """
+    with rc_context(STYLE | {"axes.grid": False}):
+        figure = Figure(figsize=(1.9 * (len(columns) + 1) + 1.8, 2.3 * len(images) + 0.5))
+        grid = figure.subplots(len(images), len(columns) + 1, squeeze=False)
+        for line, image, values, row in zip(grid, images, heats, rows, strict=True):
+            for axes in line:
+                axes.set(xticks=[], yticks=[])
+                axes.spines[:].set_visible(False)
+            _show(line[0], image)
+            line[0].set_title(row, size=10)
+            H, W = image.shape[:2]
+            for axes, value in zip(line[1:], values, strict=True):
+                if overlay:
+                    axes.imshow(image.mean(axis=2), cmap="gray", vmin=0, vmax=255, extent=(0, W, H, 0))
+                low, high = limits or (0, max(float(value.max()), 1e-30))
+                drawn = axes.imshow(
+                    value,
+                    cmap="cividis",
+                    vmin=low,
+                    vmax=high,
+                    extent=(0, W, H, 0),
+                    alpha=0.65 if overlay else 1,
+                    interpolation="nearest",
+                )
+        for axes, column in zip(grid[0, 1:], columns, strict=True):
+            axes.set_title(column, size=10)
+        bar = figure.colorbar(drawn, ax=grid, shrink=0.85, aspect=30)
+        if limits is None:
+            bar.set_ticks([0, drawn.get_clim()[1]], labels=["0", "largest"])
+        bar.set_label(label)
+        return figure
+
+
+def alike(
+    images: list[np.ndarray], found: list[list[np.ndarray]], rows: list[str], captions: list[list[str]]
+) -> Figure:
+    """A row for each image (uint8 (H, W, C)): the image, and those that were found to be most like it, best first."""
+    with rc_context(STYLE | {"axes.grid": False}):
+        figure = Figure(figsize=(1.6 * (len(found[0]) + 1) + 0.6, 2.1 * len(images) + 0.4))
+        grid = figure.subplots(len(images), len(found[0]) + 1, squeeze=False)
+        for axes in grid.flat:
+            axes.axis("off")
+        for line, image, others, row, texts in zip(grid, images, found, rows, captions, strict=True):
+            for axes, shown, text in zip(line, [image, *others], [row, *texts], strict=True):
+                _show(axes, shown)
+                axes.set_title(text, size=9, fontweight="bold" if shown is image else "normal")
+        return figure
+
+
+def spreads(starts: dict[str, list[tuple[str, float, float]]]) -> Figure:
+    """RMS of activations and of gradients, layer by layer, for several starts: name → (layer, activation, gradient)."""
+    palette = [(BLUE, "o"), (ORANGE, "s"), (GREEN, "^"), (RED, "v"), ("#CC79A7", "D"), (GREY, "P"), ("#000000", "X")]
+    plain = list(dict.fromkeys(name.replace(" + BN", "") for name in starts))  # a twin with BN: same colour, dashed
+    with rc_context(STYLE):
+        figure = Figure(figsize=(12, 4.8))
+        panels = figure.subplots(1, 2)
+        for axes, column, title in zip(panels, (1, 2), ("Activations", "Gradients of the loss"), strict=True):
+            for name, rows in starts.items():
+                colour, marker = palette[plain.index(name.replace(" + BN", "")) % len(palette)]
+                values = np.array([row[column] for row in rows], float)
+                values[~(np.isfinite(values) & (values > 0))] = np.nan
+                look = {"linestyle": "--", "markerfacecolor": "white"} if "BN" in name else {"linestyle": "-"}
+                axes.plot(values, marker=marker, color=colour, label=name, markersize=6, linewidth=1.5, **look)
+            names = max(([row[0] for row in rows] for rows in starts.values()), key=len)
+            axes.set_xticks(range(len(names)), names, rotation=50, ha="right", rotation_mode="anchor", size=9)
+            axes.set_yscale("log")
+            axes.set(title=title, ylabel="root mean square")
+        handles, labels = panels[0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside lower center", ncols=min(4, len(labels)), frameon=False)
+        return figure
+
+
 def _show(axes, image: np.ndarray) -> None:
     axes.imshow(image.squeeze(), cmap="gray", vmin=0, vmax=255, interpolation="nearest")
 

@@ -48,7 +48,7 @@ def steps(layers: list[Layer], keep: bool) -> list[Step]:
 
 
 def _halves(pool: MaxPool2d) -> bool:
-    return (pool.kernel_size, pool.stride, pool.padding) == ((2, 2), (2, 2), (0, 0))
+    return (pool.kernel_size, pool.stride, pool.padding, pool.ceil_mode) == ((2, 2), (2, 2), (0, 0), False)
 
 
 def frozen(named: dict[str, Layer]) -> dict[str, Layer]:

@@ -6,6 +6,7 @@ start from a trained shallow one.
 """
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 
@@ -32,24 +33,29 @@ NORMAL = {"he": he, "xavier": xavier, "paper": paper}
 METHODS = (*NORMAL, "lsuv", "zeros")
 
 
+def normal(std: float) -> Callable[[tuple, int, int], float]:
+    """Standard deviation `std`, whatever the shape."""
+    return lambda shape, fan_in, fan_out: std
+
+
 def initialise(model: Layer, method: str = "he", *, seed: int = 0, x=None) -> Layer:
     """Draw the weights of all convolutions and linear layers, zero the biases, and seed the dropouts; returns `model`.
 
-    `method`: "he", "xavier" or "paper" draw from normal distributions; "lsuv" makes every layer's output on the batch
-    `x` have variance one; "zeros" draws nothing (for loading weights, or counting them). With "he" and "xavier" the
-    last of several layers, which makes the scores, starts ten times smaller: a network that has seen nothing should
-    have no opinion, and a loss of log(classes); so does the last layer of each auxiliary head. Batch norms start at
-    weight 1, bias 0. The same seed gives the same bits. Raises BadInput for another method, or "lsuv" without `x`.
+    `method`: "he", "xavier", "paper" and "normal:STD" (such as "normal:0.01") draw from normal distributions; "lsuv"
+    makes every layer's output on the batch `x` have variance one; "zeros" draws nothing (for loading weights, or
+    counting them). With "he" and "xavier" the last of several layers, which makes the scores, starts ten times smaller:
+    a network that has seen nothing should have no opinion, and a loss of log(classes); so does the last layer of each
+    auxiliary head. Batch norms start at weight 1, bias 0. The same seed gives the same bits. Raises BadInput for
+    another method, or "lsuv" without `x`.
     """
-    if method not in METHODS:
-        raise BadInput(f'no initialiser "{method}"; there are {", ".join(METHODS)}')
+    deviation = _deviation(method)
     rng = np.random.default_rng(seed)
     for _, layer in model.walk():
         if isinstance(layer, Dropout):
             layer.seed, layer.calls = int(rng.integers(2**63)), 0
     layers = _weighted(model)
     for layer in layers if method != "zeros" else ():
-        _draw(layer, NORMAL.get(method), rng)
+        _draw(layer, deviation, rng)
     if method in ("he", "xavier") and len(layers) > 1:
         heads = [_weighted(head) for _, head in model.walk() if isinstance(head, Auxiliary)]
         for last in (layers[-1], *(head[-1] for head in heads if head)):
@@ -64,6 +70,22 @@ def initialise(model: Layer, method: str = "he", *, seed: int = 0, x=None) -> La
 def _weighted(model: Layer) -> list[Layer]:
     """The convolutions and linear layers inside `model`."""
     return [layer for _, layer in model.walk() if hasattr(layer, "weight") and not isinstance(layer, BatchNorm2d)]
+
+
+def _deviation(method: str) -> Callable[[tuple, int, int], float] | None:
+    """The function for a method's standard deviation, None if it has none. Raises BadInput for an unknown method."""
+    name, _, number = method.partition(":")
+    if name == "normal":
+        try:
+            std = float(number)
+        except ValueError:
+            std = math.nan
+        if not 0 < std < math.inf:
+            raise BadInput(f'initialiser "{method}": after normal: comes a standard deviation above 0, as normal:0.01')
+        return normal(std)
+    if method not in METHODS:
+        raise BadInput(f'no initialiser "{method}"; there are {", ".join(METHODS)}, and normal:STD')
+    return NORMAL.get(method)
 
 
 def _draw(layer: Layer, deviation, rng) -> None:

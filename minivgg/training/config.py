@@ -24,6 +24,7 @@ class Config:
     classifier_width: int | None = 256
     dropout: float | None = 0.2
     init: str = "he"
+    init_from: str | None = None
     algorithm: str | None = None
     epochs: int = 20
     batch_size: int = 64

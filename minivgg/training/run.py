@@ -15,6 +15,7 @@ from minivgg import __version__, models
 from minivgg.errors import BadInput
 from minivgg.files import atomically
 from minivgg.layers import Sequential
+from minivgg.models.roles import Transfer, copy_roles
 from minivgg.training import checkpoints
 from minivgg.training.augmentation import Augmentation, colour_basis
 from minivgg.training.config import Config
@@ -27,9 +28,12 @@ from minivgg.training.schedules import schedule
 
 
 class Run:
-    """A training in its folder. `Run(config, folder)` begins one, `Run.resume(folder)` goes on with one."""
+    """A training in its folder. `Run(config, folder)` begins one, `Run.resume(folder)` goes on with one.
 
-    def __init__(self, config: Config, folder: Path):
+    `transfer` says what was copied from the run `config.init_from`, which is looked at only where a run begins.
+    """
+
+    def __init__(self, config: Config, folder: Path, *, begin: bool = True):
         self.config, self.folder = config, Path(folder)
         train, test = load(config.data, download=config.download)
         self.test_set, self.classes = test, train.classes
@@ -56,6 +60,7 @@ class Run:
         model = models.build(config.model, **self.options, init=init, seed=config.seed)
         if config.init == "lsuv":
             models.initialise(model, "lsuv", seed=config.seed, x=next(batches.epoch(0))[0])
+        self.transfer = _start_from(model, Path(config.init_from)) if begin and config.init_from else None
         self.trainer = Trainer(
             model,
             batches,
@@ -80,7 +85,7 @@ class Run:
     def resume(cls, folder: Path) -> "Run":
         """The run in `folder`, as its last checkpoint left it. Raises BadInput if that is missing or damaged."""
         folder = Path(folder)
-        run = cls(_read_config(folder / "config.json"), folder)
+        run = cls(read_config(folder / "config.json"), folder, begin=False)
         path = folder / "checkpoint.safetensors"
         arrays, place = checkpoints.load(path)
         try:
@@ -133,10 +138,20 @@ def load_model(path: Path) -> tuple[Sequential, Preprocessing, tuple[str, ...]]:
 
 def test_set(folder: Path) -> Dataset:
     """The labelled images that the run in `folder` was tested on. Raises BadInput where they are gone."""
-    return load(_read_config(Path(folder) / "config.json").data)[1]
+    return load(read_config(Path(folder) / "config.json").data)[1]
 
 
-def _read_config(path: Path) -> Config:
+def _start_from(model: Sequential, path: Path) -> Transfer:
+    """Copy layers of the run at `path` into `model`. Raises BadInput, naming the run, where that is not possible."""
+    source, _, _ = load_model(path)
+    try:
+        return copy_roles(model, source)
+    except BadInput as error:
+        raise BadInput(f"{path}: cannot start from this run: {error}") from None
+
+
+def read_config(path: Path) -> Config:
+    """The settings that a run keeps in its `config.json`. Raises BadInput if that is missing or damaged."""
     try:
         settings = json.loads(path.read_text())
         known = {field.name for field in fields(Config)}
