@@ -31,8 +31,11 @@ def add_options(command) -> None:
     )
 
 
-def find(arguments) -> Network:
-    """The network that the options name. Raises BadInput where they do not, or where its weights cannot be used."""
+def find(arguments, *, partial: bool = False) -> Network:
+    """The network that the options name. `partial` allows weights of its first layers only, which give no scores.
+
+    Raises BadInput where the options name nothing, or where the weights cannot be used.
+    """
     from minivgg.training.run import load_model
 
     for option in ("model", "preprocessing") if not arguments.weights else ("run",):
@@ -41,17 +44,17 @@ def find(arguments) -> Network:
             raise BadInput(f"--{option} {without} --weights; give --weights NAME or FILE, or else --run DIR")
     if not arguments.weights:
         return Network(*load_model(arguments.run or newest_run()))
-    return _published(arguments.weights, arguments.model, arguments.preprocessing)
+    return _published(arguments.weights, arguments.model, arguments.preprocessing, partial)
 
 
-def _published(weights: str, name: str | None, preprocessing: str | None) -> Network:
+def _published(weights: str, name: str | None, preprocessing: str | None, partial: bool) -> Network:
     from minivgg import models
     from minivgg.training.datasets import imagenet_classes
     from minivgg.training.preprocessing import PREPROCESSINGS
     from minivgg.weights import SOURCES, load
 
     known = SOURCES.get(weights)
-    if known and known.partial:
+    if known and known.partial and not partial:
         raise BadInput(f"--weights {weights}: some of a network's layers, and no classifier; it cannot name anything")
     name = name or (known.model if known else None)
     if name is None:

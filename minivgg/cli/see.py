@@ -1,9 +1,8 @@
 """`minivgg see WHAT IMAGE…`: what a trained network looks at, as a picture."""
 
-import argparse
 from pathlib import Path
 
-from minivgg.cli.predict import _newest_run
+from minivgg.cli import network
 from minivgg.errors import BadInput
 
 BUNDLED = 6  # pictures of different classes that are looked at where no image is named
@@ -19,45 +18,45 @@ def add(commands) -> None:
     things = command.add_subparsers(title="what", metavar="WHAT", required=True)
 
     def thing(name: str, text: str, run, images="*"):
-        sub = things.add_parser(
-            name, help=text, description=f"Draw {text}.", formatter_class=argparse.ArgumentDefaultsHelpFormatter
-        )
+        sub = things.add_parser(name, help=text, description=f"Draw {text}.")
         if images:
             sub.add_argument("images", nargs=images, type=Path, metavar="IMAGE", help="a picture that Pillow can open")
-        sub.add_argument("--run", metavar="DIR", type=Path, help="a run's folder (the newest in runs/)")
-        sub.add_argument("--picture", type=Path, default=Path(f"{name}.png"), metavar="PNG", help="where to draw")
+        network.add_options(sub)
+        where = Path(f"{name}.png")
+        sub.add_argument("--picture", type=Path, default=where, metavar="PNG", help=f"where to draw (default: {where})")
         sub.set_defaults(command=run)
         return sub
 
     def explains(sub):
-        sub.add_argument("--label", metavar="CLASS", help="the class to explain, by name or index (the predicted one)")
+        sub.add_argument(
+            "--label", metavar="CLASS", help="class to explain, by name or index (default: the predicted one)"
+        )
         return sub
 
     thing("filters", "the first layer's filters", _filters, images=None)
     sub = thing("maps", "the feature maps of a layer", _maps, images="?")
-    sub.add_argument("--layer", metavar="NAME", help="such as features.2 (the first convolution, with its ReLU)")
+    sub.add_argument("--layer", metavar="NAME", help="such as relu4_3 or features.22 (default: the first convolution)")
     sub = explains(thing("saliency", "which pixels a class's score depends on (Simonyan et al. 2013)", _saliency))
     sub.add_argument("--guided", action="store_true", help="guided backpropagation (Springenberg et al. 2015)")
     sub = explains(thing("grad-cam", "where a network sees a class (Selvaraju et al. 2017)", _grad_cam))
-    sub.add_argument("--layer", metavar="NAME", nargs="+", help="such as features.28 (the last of each stage)")
+    sub.add_argument("--layer", metavar="NAME", nargs="+", help="such as relu5_3 (default: the last of each stage)")
     sub = explains(thing("occlusion", "how sure a network is with a part hidden (Zeiler & Fergus 2014)", _occlusion))
-    sub.add_argument("--size", type=int, metavar="PX", help="side of the square that hides (a quarter of the image)")
-    sub.add_argument("--stride", type=int, metavar="PX", help="how far it moves (a 32nd of the image)")
+    sub.add_argument("--size", type=int, metavar="PX", help="side of the hiding square (default: a quarter)")
+    sub.add_argument("--stride", type=int, metavar="PX", help="how far it moves (default: a 32nd of the image)")
     sub = thing("neighbours", "the bundled images that a network finds most alike", _neighbours)
-    sub.add_argument("--count", type=int, default=6, metavar="K", help="how many")
-    sub.add_argument("--layer", metavar="NAME", help="whose output is compared (what the last linear layer sees)")
+    sub.add_argument("--count", type=int, default=6, metavar="K", help="how many (default: 6)")
+    sub.add_argument("--layer", metavar="NAME", help="whose output to compare (default: what the last layer sees)")
 
 
 class _Subject:
     """The network, and the images that it looks at: `x` normalised (N, C, H, W), `shown` uint8, `names`."""
 
-    def __init__(self, arguments, most: int = BUNDLED):
+    def __init__(self, arguments, most: int = BUNDLED, partial: bool = False):
         import numpy as np
 
         from minivgg.training.formats import read_image
-        from minivgg.training.run import load_model
 
-        self.model, self.preprocessing, self.classes = load_model(arguments.run or _newest_run())
+        self.model, self.preprocessing, self.classes = network.find(arguments, partial=partial)
         paths = getattr(arguments, "images", None)
         paths = [paths] if isinstance(paths, Path) else paths
         if paths:
@@ -68,7 +67,11 @@ class _Subject:
             first = [int((test.labels == k).argmax()) for k in range(most)]
             pictures, self.names = [test.image(i) for i in first], [test.classes[test.labels[i]] for i in first]
         self.x = np.stack([self.preprocessing(picture) for picture in pictures])
-        self.shown = [pixels(self.preprocessing, x) for x in self.x]
+        self.shown = [self.preprocessing.denormalise(x) for x in self.x]
+
+    def layer(self, given: str | None) -> str | None:
+        """The layer's name in the network, for one that the literature may call otherwise."""
+        return self.model.landmarks.get(given, given)
 
     def label(self, given: str | None) -> int | None:
         """The index of the class that was asked for."""
@@ -100,14 +103,6 @@ def bundled(channels: int):
     return [replace(one, images=one.images.repeat(channels, axis=3), channels=channels) for one in sets]
 
 
-def pixels(preprocessing, x):
-    """What the network sees, as a picture again: x float32 (C, H, W) → uint8 (H, W, C)."""
-    import numpy as np
-
-    mean, std = (np.array(value)[:, None, None] for value in (preprocessing.mean, preprocessing.std))
-    return np.clip(255 * (x * std + mean), 0, 255).round().astype(np.uint8).transpose(1, 2, 0)
-
-
 def _drawn(figure, arguments) -> None:
     from minivgg.insight import pictures
 
@@ -116,17 +111,17 @@ def _drawn(figure, arguments) -> None:
 
 def _filters(arguments) -> None:
     from minivgg.insight import pictures, seeing
-    from minivgg.training.run import load_model
 
-    model, _, _ = load_model(arguments.run or _newest_run())
-    _drawn(pictures.filters(seeing.first_filters(model)), arguments)
+    model, preprocessing, _ = network.find(arguments, partial=True)
+    w = seeing.first_filters(model)
+    _drawn(pictures.filters(w[:, ::-1] if preprocessing.bgr else w), arguments)
 
 
 def _maps(arguments) -> None:
     from minivgg.insight import pictures, seeing
 
-    subject = _Subject(arguments, 1)
-    maps = seeing.feature_maps(subject.model, subject.x, arguments.layer)
+    subject = _Subject(arguments, 1, partial=True)
+    maps = seeing.feature_maps(subject.model, subject.x, subject.layer(arguments.layer))
     _drawn(pictures.maps(maps[0], subject.shown[0], arguments.layer or "First layer"), arguments)
 
 
@@ -148,7 +143,7 @@ def _grad_cam(arguments) -> None:
 
     subject = _Subject(arguments)
     labels, rows = subject.rows(subject.label(arguments.label))
-    layers = arguments.layer or seeing.stage_layers(subject.model)
+    layers = [subject.layer(name) for name in arguments.layer or seeing.stage_layers(subject.model)]
     heats = [
         [seeing.scaled(m, x.shape[1:]) for m in seeing.grad_cam_maps(subject.model, x, k, layers)]
         for x, k in zip(subject.x, labels, strict=True)
@@ -185,10 +180,10 @@ def _neighbours(arguments) -> None:
     subject = _Subject(arguments)
     gallery, _ = bundled(subject.preprocessing.channels)
     x = np.stack([subject.preprocessing(gallery.image(i)) for i in range(len(gallery))])
-    theirs = seeing.features(subject.model, x, arguments.layer, progress=True)
-    mine = seeing.features(subject.model, subject.x, arguments.layer)
+    theirs = seeing.features(subject.model, x, subject.layer(arguments.layer), progress=True)
+    mine = seeing.features(subject.model, subject.x, subject.layer(arguments.layer))
     order, cosines = seeing.neighbours(mine, theirs, arguments.count)
-    found = [[pixels(subject.preprocessing, x[i]) for i in row] for row in order]
+    found = [[subject.preprocessing.denormalise(x[i]) for i in row] for row in order]
     captions = [
         [f"{gallery.classes[gallery.labels[i]]}\n{c:.3f}" for i, c in zip(row, values, strict=True)]
         for row, values in zip(order, cosines, strict=True)
