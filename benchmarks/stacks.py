@@ -22,11 +22,12 @@ from minivgg.files import atomically
 from minivgg.insight.ledger import human, ledger
 from minivgg.layers import Conv2d, Dropout, Flatten, Linear, MaxPool2d, ReLU, Sequential
 from minivgg.models import initialise
-from minivgg.training.augmentation import Augmentation, fit
+from minivgg.training.augmentation import Augmentation
 from minivgg.training.datasets import load
 from minivgg.training.loader import Loader
 from minivgg.training.loop import Trainer
 from minivgg.training.optim import SGD
+from minivgg.training.preprocessing import fit
 from minivgg.training.schedules import schedule
 
 RESULTS = Path(__file__).parent / "results" / "stacks.json"

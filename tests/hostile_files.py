@@ -26,7 +26,6 @@ from weight_files import (
     text,
     tuple_of,
     write_archive,
-    write_h5,
     write_npz,
     write_safetensors,
     zip_members,
@@ -55,18 +54,6 @@ def written(write):
     with tempfile.TemporaryDirectory() as folder:
         write(Path(folder) / "file")
         return (Path(folder) / "file").read_bytes()
-
-
-def keras():
-    """The network's weights by Keras's names; layouts are right as its maps end at 1×1."""
-    out, convolutions = {}, [1, 1, 2, 2, 2]
-    places = [f"block{b}_conv{i}" for b, n in enumerate(convolutions, 1) for i in range(1, n + 1)]
-    names = list(dict.fromkeys(n.rsplit(".", 1)[0] for n in STATE))
-    for name, layer in zip(names, [*places, "fc1", "fc2", "predictions"], strict=True):
-        w = STATE[f"{name}.weight"]
-        out[f"{layer}/kernel"] = w.T if w.ndim == 2 else np.moveaxis(w, [2, 3, 1, 0], [0, 1, 2, 3])
-        out[f"{layer}/bias"] = STATE[f"{name}.bias"]
-    return out
 
 
 GOOD = {
@@ -282,68 +269,6 @@ def legacy_storage(value):
     return data[:place] + struct.pack("<q", value) + data[place + 8 :]
 
 
-def h5(change=None):
-    """Keras's file, after `change(h5py, file)`; built when asked for, since h5py may not be there."""
-    import h5py
-
-    def write(path):
-        write_h5(keras(), path)
-        if change:
-            with h5py.File(path, "r+") as file:
-                change(h5py, file)
-
-    return written(write)
-
-
-def replace_kernel(h5py, file, **how):
-    del file["fc1/kernel"]
-    file["fc1"].create_dataset("kernel", **how)
-
-
-def external_link(h5py, file):
-    file["fc1/more"] = h5py.ExternalLink("/etc/passwd", "/x")
-
-
-def soft_link(h5py, file):
-    file["fc1/more"] = h5py.SoftLink("/fc1")
-
-
-def cycle(h5py, file):
-    file["fc1/more"] = file["/"]
-
-
-def external_values(h5py, file):
-    replace_kernel(h5py, file, shape=(8, 4), dtype="f4", external=[("/etc/passwd", 0, 128)])
-
-
-def virtual_values(h5py, file):
-    layout = h5py.VirtualLayout(shape=(8, 4), dtype="f4")
-    layout[:] = h5py.VirtualSource("/etc/passwd", "x", shape=(8, 4))
-    del file["fc1/kernel"]
-    file["fc1"].create_virtual_dataset("kernel", layout)
-
-
-H5 = {
-    "an external link": external_link,
-    "a soft link": soft_link,
-    "a group in itself": cycle,
-    "values in another file": external_values,
-    "virtual values": virtual_values,
-    "a promise without values": partial(replace_kernel, shape=(1 << 20, 1 << 20), dtype="f4"),
-    "a compressed promise": partial(
-        replace_kernel, shape=(1 << 20, 1 << 20), dtype="f4", chunks=(64, 64), compression="gzip"
-    ),
-    "another compression": partial(replace_kernel, data=np.ones((8, 4), "f4"), compression="lzf"),
-}
-H5_GOOD = []
-
-
-def h5_good():
-    if not H5_GOOD:
-        H5_GOOD.append(h5())
-    return H5_GOOD[0]
-
-
 SHARES = np.linspace(0.003, 0.997, 16)
 SIZES = {"length of 2**63": 1 << 63, "length of 2**40": 1 << 40, "length of 100 MB": 10**8, "length 0": 0}
 BIG_ENDIAN = struct.pack(">Q", int.from_bytes(GOOD["safetensors"][:8], "little")) + GOOD["safetensors"][8:]
@@ -352,11 +277,6 @@ BOMB = zlib.compress(bytes(1 << 20), 9)
 
 CASES = {
     **{f"{kind} cut at {s:.1%}": partial(cut, data, s) for kind, data in GOOD.items() for s in SHARES},
-    **{f"h5 cut at {s:.1%}": lambda s=s: cut(h5_good(), s) for s in SHARES},
-    **{f"h5 with {name}": partial(h5, change) for name, change in H5.items()},
-    **{f"h5 flipped at {place}": lambda p=place: flipped(h5_good(), p) for place in (8, 9, 10, 13, 14, 24, 40)},
-    **{f"h5, no {word}": lambda w=word: h5_good().replace(w, b"XXXX") for word in (b"TREE", b"HEAP", b"SNOD")},
-    "h5 of nothing": lambda: b"\x89HDF\r\n\x1a\n" + bytes(range(256)) * 8,
     **{f"safetensors, {name}": partial(header, length=n) for name, n in SIZES.items()},
     "safetensors, length big-endian": lambda: BIG_ENDIAN,
     **{f"safetensors flipped at {8 + 3 * i}": partial(flipped, GOOD["safetensors"], 8 + 3 * i, 0x80) for i in range(8)},

@@ -6,9 +6,10 @@ import sys
 from pathlib import Path
 
 import hostile_files
+import hostile_h5
 import numpy as np
 import pytest
-from hostile_files import CASES, GOOD, MARKER, OPTIONS
+from hostile_files import GOOD, MARKER, OPTIONS
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -16,6 +17,7 @@ from minivgg import weights
 from minivgg.cli.main import main
 from minivgg.errors import BadInput
 
+CASES = hostile_files.CASES | hostile_h5.CASES
 HAS_H5PY = importlib.util.find_spec("h5py") is not None
 AUDITED = {"os.system", "os.exec", "os.posix_spawn", "pickle.find_class", "subprocess.Popen", "socket.connect", "exec"}
 seen: list[str] = []
@@ -130,7 +132,7 @@ for path in sorted(Path({folder}).iterdir()):
 def test_memory_stays_bounded(files, tmp_path):
     """In a process of its own that has loaded good files: how far do address space and resident memory grow?"""
     good = []
-    for i, data in enumerate([*GOOD.values(), *([hostile_files.h5_good()] if HAS_H5PY else [])]):
+    for i, data in enumerate([*GOOD.values(), *([hostile_h5.h5_good()] if HAS_H5PY else [])]):
         (tmp_path / f"{i}").write_bytes(data)
         good.append(str(tmp_path / f"{i}"))
     folder = next(iter(files.values())).parent

@@ -111,8 +111,8 @@ def _batch(arguments, data: str, preprocessing):
     """x (N, C, H, W) and labels (N,), drawn from the training images, and how many classes there are."""
     import numpy as np
 
-    from minivgg.training.augmentation import fit
     from minivgg.training.datasets import load
+    from minivgg.training.preprocessing import fit
 
     train, _ = load(data)
     chosen = np.random.default_rng(arguments.seed).permutation(len(train))[: arguments.batch_size]
