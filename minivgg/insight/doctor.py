@@ -119,7 +119,7 @@ def examine(model: Layer, x: np.ndarray, labels: np.ndarray, lr: float = 0.01) -
         if id(layer) in ends:
             gradients[ends[id(layer)]] = _moments(dy)[1]
 
-    buffers = [(layer, key, getattr(layer, key)) for _, layer in model.walk() for key in layer.buffers]
+    buffers = [(getattr(layer, key), getattr(layer, key).copy()) for _, layer in model.walk() for key in layer.buffers]
     calls = [(layer, layer.calls) for _, layer in model.walk() if isinstance(layer, Dropout)]
     try:
         with np.errstate(all="ignore"), watched(model, see, reach):
@@ -137,8 +137,8 @@ def examine(model: Layer, x: np.ndarray, labels: np.ndarray, lr: float = 0.01) -
             ]
             mean, rms = _moments(x)
     finally:
-        for layer, key, value in buffers:
-            setattr(layer, key, value)
+        for buffer, value in buffers:
+            buffer[...] = value
         for layer, count in calls:
             layer.calls = count
     return Checkup(rows, mean, rms, float(loss), scores.shape[1], differ, lr)
