@@ -184,15 +184,15 @@ class _Planter(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         exec(compile(self.tree, str(self.path), "exec"), module.__dict__)
 
 
-def survives(mutant: Mutant | None) -> bool:
-    """Whether the tests pass on the mutant (or, given None, on the code as it is: then on all files)."""
+def survives(file: str, mutant: Mutant | None = None) -> bool:
+    """Whether the tests of a file of ops pass on the mutant, or on the code as it is."""
     child = os.fork()
     if child == 0:
-        _in_child(mutant)
+        _in_child(file, mutant)
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 
-def _in_child(mutant: Mutant | None) -> None:
+def _in_child(file: str, mutant: Mutant | None) -> None:
     """Run the tests in this process and end it: status 0 if they pass."""
     import pytest
 
@@ -200,11 +200,10 @@ def _in_child(mutant: Mutant | None) -> None:
     silence = os.open(os.devnull, os.O_WRONLY)
     os.dup2(silence, 1)
     os.dup2(silence, 2)
-    asked = TESTS[mutant.file] if mutant else sorted({name.split()[0] for names in TESTS.values() for name in names})
     if mutant:
         sys.meta_path.insert(0, _Planter(mutant))
     words = []
-    for name, *options in map(shlex.split, asked):
+    for name, *options in map(shlex.split, TESTS[file]):
         words += [str(ROOT / "tests" / f"test_{name}.py"), *options]
     os._exit(
         int(
@@ -231,12 +230,14 @@ def main() -> int:
     sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
     for slow in ("numba", "pytest", "scipy.signal", "scipy.special", "matplotlib.pyplot"):  # once, for all the forks
         importlib.import_module(slow)
-    if not survives(None):
-        print("the tests fail on the code as it is; nothing to learn from mutants", file=sys.stderr)
-        return 2
+    for file in arguments.files:
+        if not survives(file):
+            print(f"{file}: its tests fail on the code as it is; nothing to learn from mutants", file=sys.stderr)
+            return 2
     chosen = [mutant for file in arguments.files for mutant in mutants(file)]
     with ThreadPoolExecutor(arguments.jobs) as pool:
-        outcomes = list(tqdm(pool.map(survives, chosen), total=len(chosen), unit="mutant"))
+        results = pool.map(lambda mutant: survives(mutant.file, mutant), chosen)
+        outcomes = list(tqdm(results, total=len(chosen), unit="mutant"))
     survivors = [mutant for mutant, survived in zip(chosen, outcomes, strict=True) if survived]
     reasons = explanations()
     unexplained = 0
