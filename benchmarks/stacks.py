@@ -6,7 +6,8 @@ The paper replaced each pair of 3×3 convolutions of its network B by one 5×5, 
 network of three stages, each ended by a pool, has one of four stacks in every stage, and learns Fashion-MNIST's bundled
 images. Everything else is the same, and nothing was tuned for any of them. A run is a seed and a stack; what has been
 measured is kept in `benchmarks/results/stacks.json`, and only what is missing is run, `--most` so many runs at a time.
-Prints the table.
+Prints the table, and
+puts it into `benchmarks/results/README.md`.
 """
 
 import argparse
@@ -15,7 +16,7 @@ import statistics
 import time
 from pathlib import Path
 
-from readme import table
+from readme import fill, table
 
 from minivgg.cli.info import describe
 from minivgg.files import atomically
@@ -143,7 +144,9 @@ def main() -> None:
         with atomically(RESULTS) as path:
             path.write_text(json.dumps({"machine": describe(), **kept}, indent=2, ensure_ascii=False) + "\n")
     head = ["each stage has", "sees", "weights", "parameters", "MACs", "mean test accuracy", "range", "runs"]
-    print("\n" + table(head, rows(kept["runs"])))
+    found = table(head, rows(kept["runs"]))
+    print(f"\n{found}")
+    fill("stacks", found, RESULTS.with_name("README.md"))
 
 
 if __name__ == "__main__":
