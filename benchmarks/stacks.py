@@ -6,8 +6,7 @@ The paper replaced each pair of 3×3 convolutions of its network B by one 5×5, 
 network of three stages, each ended by a pool, has one of four stacks in every stage, and learns Fashion-MNIST's bundled
 images. Everything else is the same, and nothing was tuned for any of them. A run is a seed and a stack; what has been
 measured is kept in `benchmarks/results/stacks.json`, and only what is missing is run, `--most` so many runs at a time.
-Prints the table, and
-puts it into `benchmarks/results/README.md`.
+Prints the table, and puts it into `benchmarks/results/README.md`.
 """
 
 import argparse

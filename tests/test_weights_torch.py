@@ -16,6 +16,8 @@ from safetensors.numpy import load_file
 from minivgg import build, weights
 
 torch = pytest.importorskip("torch")
+from test_torch_networks import TorchAlexNet, TorchGoogLeNet  # noqa: E402 (it needs torch)
+
 nn = torch.nn
 
 TOLERANCE = 1e-4  # of the largest score
@@ -83,7 +85,12 @@ def vgg(name, plan, **options):
     return Network(partial(torch_vgg, plan, **options, **small), ours, (2, 3, 64, 64), keras | timm)
 
 
-NETWORKS = {"vgg16": vgg("vgg16", D), "vgg16_bn": vgg("vgg16_bn", D, batch_norm=True)}
+NETWORKS = {
+    "vgg16": vgg("vgg16", D),
+    "vgg16_bn": vgg("vgg16_bn", D, batch_norm=True),
+    "alexnet": Network(TorchAlexNet, partial(build, "alexnet"), (1, 3, 224, 224)),
+    "googlenet": Network(TorchGoogLeNet, partial(build, "googlenet"), (1, 3, 96, 96)),
+}
 
 
 def save_in(form, module, path, elsewhere):
