@@ -124,7 +124,7 @@ def test_convolutions_pool_where_nothing_is_kept(algorithm, size):
 
 
 def test_other_pools_are_left_to_their_layer():
-    for pool in (MaxPool2d(3, 2), MaxPool2d(2, 1), MaxPool2d(2, 2, 1)):
+    for pool in (MaxPool2d(3, 2), MaxPool2d(2, 1), MaxPool2d(2, 2, 1), MaxPool2d(2, ceil_mode=True)):
         net = Sequential(conv(3, 3), ReLU(), pool)
         assert [options for _, options in net.steps(keep=False)] == [{}, {"relu": True}]
 
