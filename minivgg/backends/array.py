@@ -1,5 +1,9 @@
 """The only file that tells NumPy from CuPy, and the only one that knows about memory order.
 
+An array's type says where it lives, and so where what is done with it is done: a NumPy array on the CPU, a CuPy array
+on the GPU, a `SimulatedArray`, which is a NumPy array with another name on it, on the simulated GPU, where the kernels
+of the real one run (see `cudasim`). `DEVICES` lists them; `to(x, device)` moves.
+
 A tensor's *shape* is always (N, C, H, W). Its *memory order* is free: either the usual one (W varies fastest) or
 channels last (C varies fastest), in which a pixel's channels lie side by side. Spatial kernels want channels last,
 because then the inner loop of nearly everything is a run over contiguous channels; elementwise ones do not care.
@@ -11,27 +15,67 @@ import numpy as np
 
 from minivgg.backends import workspace
 
+DEVICES = ("cpu", "gpu", "sim")
+
+
+class SimulatedArray(np.ndarray):
+    """A NumPy array that lives on the simulated GPU."""
+
+
+class _Simulated:
+    """NumPy, except that the arrays it makes are simulated ones."""
+
+    def __getattr__(self, name: str):
+        found = getattr(np, name)
+        if isinstance(found, type) or not callable(found):
+            return found
+
+        def make(*arguments, **options):
+            result = found(*arguments, **options)
+            return result.view(SimulatedArray) if isinstance(result, np.ndarray) else result
+
+        return make
+
+
+_simulated = _Simulated()
+
+
+def device_of(x) -> str:
+    """One of `DEVICES`, told by the type of `x` alone, so that nothing imports CuPy needlessly."""
+    if type(x).__module__.partition(".")[0] == "cupy":
+        return "gpu"
+    return "sim" if isinstance(x, SimulatedArray) else "cpu"
+
 
 def on_gpu(x) -> bool:
-    """Whether `x` lives on a GPU, told by its type alone, so that nothing imports CuPy needlessly."""
-    return type(x).__module__.partition(".")[0] == "cupy"
+    """Whether CUDA kernels work on `x`: whether it is on a GPU, real or simulated."""
+    return device_of(x) != "cpu"
 
 
 def xp_of(x):
-    """The module, `numpy` or `cupy`, whose functions apply to `x`."""
-    return sys.modules["cupy"] if on_gpu(x) else np
+    """The module, `numpy` or `cupy`, whose functions apply to `x`; for a simulated array, what looks like `numpy`."""
+    device = device_of(x)
+    return sys.modules["cupy"] if device == "gpu" else _simulated if device == "sim" else np
 
 
-def to_gpu(x):
-    """A copy of `x` on the current GPU, or `x` itself where it is there already. Needs CuPy and a device."""
-    import cupy
+def to(x, device: str):
+    """A copy of `x` on one of `DEVICES`, or `x` itself where it is there already; its memory order stays.
 
-    return cupy.asarray(x)
+    "gpu" needs CuPy and a device; "sim" needs a C++ compiler once the first kernel runs.
+    """
+    if device_of(x) == device:
+        return x
+    if device == "gpu":
+        import cupy
+
+        return cupy.asarray(x.view(np.ndarray) if isinstance(x, SimulatedArray) else x)
+    host = x.get() if device_of(x) == "gpu" else np.asarray(x)
+    return host.copy("K").view(SimulatedArray) if device == "sim" else host
 
 
 def to_cpu(x) -> np.ndarray:
     """A copy of `x` in main memory, or `x` itself where it is there already."""
-    return x.get() if on_gpu(x) else np.asarray(x)
+    return to(x, "cpu") if on_gpu(x) else np.asarray(x)
 
 
 def nhwc(x):
@@ -49,9 +93,14 @@ def channels_last(x):
     return nchw(nhwc(x))
 
 
+def empty_on(x):
+    """The function `empty(shape, dtype)` that makes arrays where `x` is."""
+    return xp_of(x).empty if on_gpu(x) else workspace.empty
+
+
 def empty_like(x):
     """An uninitialised array of x's shape and dtype, in the order in which `memory_run(x)` walks."""
-    empty = xp_of(x).empty if on_gpu(x) else workspace.empty
+    empty = empty_on(x)
     if x.ndim == 4 and not x.flags.c_contiguous:
         N, C, H, W = x.shape
         return nchw(empty((N, H, W, C), x.dtype))
@@ -65,7 +114,7 @@ def memory_run(x):
     """
     if x.ndim == 4 and not x.flags.c_contiguous:
         x = nhwc(x)
-    return x.reshape(-1)
+    return xp_of(x).ascontiguousarray(x.reshape(-1)) if on_gpu(x) else x.reshape(-1)  # a CUDA kernel knows no strides
 
 
 def ordered_like(x, model):

@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from minivgg.backends.array import on_gpu, to_cpu, to_gpu
+from minivgg.backends.array import device_of, to, to_cpu
 from minivgg.layers import Dropout, Layer, ReLU, Sequential, auxiliary_loss_backward, auxiliary_loss_forward
 from minivgg.ops.maxpool import MaxPoolCache
 from minivgg.ops.relu import relu_forward
@@ -54,12 +54,17 @@ class Target:
         return self.forward(arguments, as_given=as_given).backward(dy)
 
     def _put(self, a):
-        return to_gpu(a) if self._gpu else a
+        return to(a, self._device)
 
     @staticmethod
     def _fetch(backward, dy):
         # [()] turns an array without dimensions, such as a loss, into the scalar that a backward expects
         return {name: None if g is None else np.array(to_cpu(g)) for name, g in backward(dy[()]).items()}
+
+
+def _device_of(inputs) -> str:
+    """Where the inputs are; numbers and labels that stayed behind do not count."""
+    return next((device for device in map(device_of, inputs) if device != "cpu"), "cpu")
 
 
 class PairTarget(Target):
@@ -72,7 +77,7 @@ class PairTarget(Target):
 
     def __init__(self, forward: Callable, backward: Callable, inputs: tuple, options: dict):
         self.name = _name_of(forward).removesuffix("_forward")
-        self._pair, self._options, self._gpu = (forward, backward), options, any(map(on_gpu, inputs))
+        self._pair, self._options, self._device = (forward, backward), options, _device_of(inputs)
         self._slots = dict(zip(_names(forward, len(inputs)), inputs, strict=True))
         self.arguments = _float64(self._slots)
 
@@ -98,7 +103,7 @@ class ObjectTarget(Target):
 
     def __init__(self, thing, inputs: tuple, options: dict):
         self._object = copy.deepcopy(thing() if isinstance(thing, type) else thing)
-        self.name, self._options, self._gpu = type(self._object).__name__, options, any(map(on_gpu, inputs))
+        self.name, self._options, self._device = type(self._object).__name__, options, _device_of(inputs)
         self._slots = dict(zip(_names(self._object.forward, len(inputs)), inputs, strict=True))
         self._inputs = _float64(self._slots)
         self._arrays = _float64(vars(self._object))
@@ -141,7 +146,7 @@ class LayerTarget(Target):
 
     def __init__(self, layer: Layer, x, labels, train: bool, rng: np.random.Generator):
         self.name = type(layer).__name__ + (" and its loss" if labels is not None else "")
-        self._labels, self._train, self._gpu = labels, train, on_gpu(x)
+        self._labels, self._train, self._device = labels, train, device_of(x)
         self._layer = copy.deepcopy(layer).astype(np.float64)
         for _, inner in self._layer.walk():
             if isinstance(inner, Sequential):

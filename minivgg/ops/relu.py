@@ -1,16 +1,19 @@
 """ReLU: what is positive passes, the rest is zero."""
 
 from minivgg.backends.array import empty_like, memory_run, ordered_like
+from minivgg.backends.cuda import twin
 from minivgg.backends.jit import kernel, prange
 from minivgg.ops.windows import check_gradient
 
 
+@twin("ops/relu.cu", "relu_forward")
 @kernel
 def _forward(x, y):
     for i in prange(x.size):
         y[i] = 0 if x[i] <= 0 else x[i]  # written so that a NaN passes
 
 
+@twin("ops/relu.cu", "relu_backward")
 @kernel
 def _backward(dy, y, dx):
     for i in prange(dy.size):

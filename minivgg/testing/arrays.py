@@ -7,7 +7,7 @@ import numba
 import numpy as np
 
 from minivgg.backends import workspace
-from minivgg.backends.array import to_cpu, to_gpu, xp_of
+from minivgg.backends.array import to, xp_of
 
 # ---- Random data ----
 
@@ -91,7 +91,7 @@ def put(a, device: str):
     """`a` on the device; what is no array stays as it is."""
     if not hasattr(a, "dtype"):
         return a
-    return to_gpu(a) if device == "gpu" else to_cpu(a)
+    return to(a, device)
 
 
 @contextmanager

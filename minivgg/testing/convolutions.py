@@ -18,6 +18,7 @@ def check_conv(
     algorithm: str | Algorithm,
     *geometries: str,
     without: Iterable[str] = (),
+    devices: Iterable[str] | None = None,
     raise_on_failure: bool = True,
 ) -> Report:
     """Hold a convolution algorithm to all rules, on those `GEOMETRIES` (or those of them named) that it supports.
@@ -26,14 +27,15 @@ def check_conv(
         check_conv(Algorithm("mine", "why", forward, grad_input, grad_weight))      # it need not be in ALGORITHMS
 
     Besides the rules for ops: each pass gives what `naive` gives in float64, up to rounding; also with scratch memory
-    for a row or three. `without` leaves out rules by their titles. Cost: about 80 passes and a gradient check for each
-    geometry. Raises AssertionError as `check_op` does; BadInput for an unknown name, KeyError for a geometry.
+    for a row or three. `without` leaves out rules by their titles; `devices` as for `check_op`. Cost: about 80 passes
+    and a gradient check for each geometry. Raises AssertionError as `check_op` does; BadInput for an unknown name,
+    KeyError for a geometry.
     """
     if isinstance(algorithm, str):
         check_algorithm(algorithm)
         algorithm = ALGORITHMS[algorithm]
     op = conv_op(algorithm, geometries or GEOMETRIES)
-    return hold(op, CONV_RULES, without=without, raise_on_failure=raise_on_failure)
+    return hold(op, CONV_RULES, without=without, devices=devices, raise_on_failure=raise_on_failure)
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,7 @@ class ConvOp(Op):
     algorithm: Algorithm | None = None
 
     def runs(self, case: Case, device: str) -> bool:
-        return not self.algorithm.supports(spec_of(case), device)
+        return not self.algorithm.supports(spec_of(case), "cpu" if device == "cpu" else "gpu")
 
 
 def conv_op(algorithm: Algorithm, geometries: Iterable[str]) -> ConvOp:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from minivgg.backends.array import on_gpu
+from minivgg.backends.array import device_of
 from minivgg.gradcheck import check
 from minivgg.layers import Layer
 from minivgg.testing.arrays import put
@@ -61,7 +61,7 @@ def _copy(layer: Layer, x, arrays: tuple) -> Layer:
     mine = copy.deepcopy(layer).astype(x.dtype)
     for _, leaf in mine.walk():
         for key in leaf.buffers:
-            setattr(leaf, key, put(getattr(leaf, key), "gpu" if on_gpu(x) else "cpu"))
+            setattr(leaf, key, put(getattr(leaf, key), device_of(x)))
     for p, data in zip(mine.named_params().values(), arrays, strict=True):
         p.data = data
     return mine

@@ -5,7 +5,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from minivgg.testing.arrays import devices, threads
+from minivgg.testing.arrays import devices as present
+from minivgg.testing.arrays import threads
 from minivgg.testing.cases import CASES, Case, Op
 from minivgg.testing.report import Report, Result
 from minivgg.testing.rules import RULES, Rule, Trial, shapes
@@ -18,6 +19,7 @@ def check_op(
     *cases: str | Case | tuple,
     oracle: Callable | None = None,
     without: Iterable[str] = (),
+    devices: Iterable[str] | None = None,
     raise_on_failure: bool = True,
 ) -> Report:
     """Hold an op to all rules, in float32 and float64, in every memory order, on every device that it runs on.
@@ -28,7 +30,8 @@ def check_op(
         check_op(pair, Case((2, 3, 8, 8), size=3), oracle=f)    # with options, and another way to the same y
 
     A pair is `forward(*arrays, **options) -> (y, cache)` with `backward(dy, cache)`, or `-> y` with
-    `backward(dy, *arrays)`. `without` leaves out rules by their titles.
+    `backward(dy, *arrays)`. `without` leaves out rules by their titles; `devices` are those present unless given, which
+    may be ("sim",), too: the simulated GPU.
 
     Cost: about 60 passes and a gradient check for each case. Raises AssertionError, which says what was expected, what
     was found and what to look at next, unless `raise_on_failure` is False. KeyError for an unknown name.
@@ -38,7 +41,7 @@ def check_op(
     elif not isinstance(op, Op):
         op = _row(*op, cases)
     op = op if oracle is None else replace(op, oracle=oracle)
-    return hold(op, RULES, without=without, raise_on_failure=raise_on_failure)
+    return hold(op, RULES, without=without, devices=devices, raise_on_failure=raise_on_failure)
 
 
 def _row(forward: Callable, backward: Callable, cases: tuple) -> Op:
@@ -51,8 +54,16 @@ def _row(forward: Callable, backward: Callable, cases: tuple) -> Op:
     return Op(name, forward, backward, (*given, *[Case(*shapes)] * bool(shapes)))
 
 
-def hold(op: Op, rules: list[Rule], *, without: Iterable[str] = (), raise_on_failure: bool = True) -> Report:
-    """Try every rule on every case of `op`, in both dtypes, on each of its devices that is present.
+def hold(
+    op: Op,
+    rules: list[Rule],
+    *,
+    without: Iterable[str] = (),
+    devices: Iterable[str] | None = None,
+    raise_on_failure: bool = True,
+) -> Report:
+    """Try every rule on every case of `op`, in both dtypes, on each of `devices` that it runs on: those present, unless
+    given.
 
     Raises AssertionError if a rule is broken, unless `raise_on_failure` is False; ValueError if nothing can be tried,
     or for a title in `without` that no rule has.
@@ -61,9 +72,10 @@ def hold(op: Op, rules: list[Rule], *, without: Iterable[str] = (), raise_on_fai
     if unknown := set(without) - set(titles):
         raise ValueError(f"no rule {', '.join(map(repr, unknown))}; there are {', '.join(map(repr, titles))}")
     results = {rule: Result(rule.title, rule.advice) for rule in rules if rule.title not in without}
-    runs = [(case, device) for device in devices() for case in op.cases if op.runs(case, device)]
+    devices = present() if devices is None else tuple(devices)
+    runs = [(case, device) for device in devices for case in op.cases if op.runs(case, device)]
     if not runs:
-        raise ValueError(f"{op.name}: nothing to try: it runs on none of {', '.join(devices())}, or there is no case")
+        raise ValueError(f"{op.name}: nothing to try: it runs on none of {', '.join(devices)}, or there is no case")
     trials = [Trial(op, case, dtype, device) for case, device in runs for dtype in DTYPES]
     with threads(1):  # waking others costs more than these small cases do; one rule wakes them all
         for trial in trials:

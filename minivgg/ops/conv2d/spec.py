@@ -60,6 +60,11 @@ class ConvSpec:
         return self.N, self.O, self.OH, self.OW
 
     @property
+    def sizes(self) -> tuple[int, ...]:
+        """N, C, H, W, O, KH, KW, OH, OW, stride and padding (height, width): what a CUDA kernel needs to be told."""
+        return *self.x_shape, self.O, self.KH, self.KW, self.OH, self.OW, *self.stride, *self.padding
+
+    @property
     def macs(self) -> int:
         """Multiply-accumulates of one pass; a FLOP count is twice this."""
         return self.N * self.OH * self.OW * self.O * self.columns

@@ -1,0 +1,115 @@
+"""A kernel from a .cu file: compiled by NVRTC for a GPU, by a C++ compiler for the simulator. The same call either way.
+
+    kernel("ops/relu.cu", "relu_forward", T=x.dtype).over(x.size, x, y)
+
+`T=float32` becomes `#define T float`: one source serves every dtype and tile size. In front of that stand
+`tensor_cores.h` of the simulator, and behind it `kernels.cuh`, this folder's few helpers. All of it is pasted, nothing
+included or said by options, because CuPy's disk cache knows a kernel by its text.
+
+Where the arrays are decides where it runs: see `backends.array`. Nothing is compiled before the first launch.
+"""
+
+import functools
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from minivgg import cudasim
+from minivgg.backends.array import device_of, on_gpu
+
+PACKAGE = Path(__file__).parents[1]
+THREADS = 256  # of a block, where a kernel has no reason to choose
+_TENSOR_CORES, _HELPERS = PACKAGE / "cudasim" / "tensor_cores.h", PACKAGE / "backends" / "kernels.cuh"
+_TYPES = {"float16": "__half", "float32": "float", "float64": "double", "uint8": "unsigned char"} | {
+    "uint16": "unsigned short"
+}
+
+
+@functools.lru_cache(1024)
+def kernel(file: str, name: str, **defines) -> "Kernel":
+    """The kernel `name` of `file` (relative to the package), compiled with `defines`: numbers, names or dtypes."""
+    return Kernel(file, name, tuple(sorted((key, _c_name(value)) for key, value in defines.items())))
+
+
+def _c_name(value) -> str:
+    if isinstance(value, bool):
+        return str(int(value))
+    if isinstance(value, np.dtype | type):
+        return _TYPES[np.dtype(value).name]
+    return str(value)
+
+
+def twin(file: str, name: str) -> Callable:
+    """Decorates a kernel of the CPU's over flat arrays: where its first argument is on a GPU, the CUDA kernel `name`
+    runs instead, a thread for each element of that, with the same arguments and their number behind them."""
+
+    def decorate(on_cpu: Callable) -> Callable:
+        @functools.wraps(on_cpu)
+        def run(first, *others):
+            if not on_gpu(first):
+                return on_cpu(first, *others)
+            return kernel(file, name, T=first.dtype).over(first.size, first, *others)
+
+        return run
+
+    return decorate
+
+
+class Kernel:
+    """One kernel with its compile-time choices made. See `kernel`."""
+
+    def __init__(self, file: str, name: str, defines: tuple[tuple[str, str], ...]):
+        self.file, self.name, self.defines = file, name, dict(defines)
+
+    def source(self, simulated: bool = False) -> str:
+        """All that is compiled; errors still name the kernel's own file and lines."""
+        defines = "".join(f"#define {key} {value}\n" for key, value in self.defines.items())
+        half = "" if simulated or "__half" not in self.defines.values() else "#include <cuda_fp16.h>\n"
+        tensor_cores = "" if simulated else _pasted(_TENSOR_CORES)  # the simulator brings its own
+        return half + tensor_cores + defines + _pasted(_HELPERS) + _pasted(PACKAGE / self.file)
+
+    def __call__(self, grid, block, *args, shared_mem: int = 0) -> None:
+        """Launch. Arrays go as they are, Python integers as int, Python floats as the define `T`.
+
+        Raises OverflowError for an integer that int does not hold; `cudasim`'s or CuPy's errors.
+        """
+        gpu = any(device_of(a) == "gpu" for a in args)
+        launch = self._launch_on_gpu if gpu else self._simulated
+        launch(_sizes(grid), _sizes(block), tuple(map(self._argument, args)), shared_mem=shared_mem)
+
+    def over(self, count: int, *args) -> None:
+        """Launch `count` threads or a few more; `count` goes to the kernel as its last argument, a long long."""
+        if count:
+            self(-(-count // THREADS), THREADS, *args, np.int64(count))
+
+    def _argument(self, value):
+        if isinstance(value, bool | int):
+            return np.int32(value)
+        if isinstance(value, float):
+            return np.float64(value) if self.defines.get("T") == "double" else np.float32(value)
+        return value
+
+    @functools.cached_property
+    def _simulated(self):
+        return cudasim.RawKernel(self.source(simulated=True), self.name, file=Path(self.file).name)
+
+    @functools.cached_property
+    def _compiled(self):
+        import cupy
+
+        return cupy.RawKernel(self.source(), self.name, ("-std=c++17",))
+
+    def _launch_on_gpu(self, grid, block, args, *, shared_mem) -> None:
+        if shared_mem > 48 << 10:  # what a block gets without asking
+            self._compiled.max_dynamic_shared_size_bytes = shared_mem
+        self._compiled(grid, block, args, shared_mem=shared_mem)
+
+
+@functools.cache
+def _pasted(path: Path) -> str:
+    return f'#line 1 "{path.name}"\n{path.read_text()}\n'
+
+
+def _sizes(sizes) -> tuple[int, ...]:
+    return (sizes,) if isinstance(sizes, int) else tuple(sizes)

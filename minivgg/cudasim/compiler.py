@@ -1,0 +1,170 @@
+"""From CUDA C to a shared library, by whatever C++ compiler there is; built once and kept on disk."""
+
+import ctypes
+import functools
+import hashlib
+import os
+import re
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+
+HERE = Path(__file__).parent
+HEADERS = ("cuda_on_cpu.h", "half.h", "tensor_cores.h", "runtime.h")
+RUNTIME = ("runtime.cpp", "watch.cpp")
+
+_COMMON = [
+    "-std=c++17",
+    "-fPIC",
+    "-gdwarf-4",  # version 5 numbers its files in a way that addr2line gets wrong
+    "-w",
+    "-fno-strict-aliasing",
+    "-ffp-contract=off",
+    "-fno-threadsafe-statics",
+    f"-I{HERE}",
+]
+_MOST_LINES = 20  # of the compiler's errors: the first says most
+_QUICK = ["-O2"]
+_WATCHED = ["-O1", "-fsanitize=thread"]  # only compiled with it, never linked: the calls end up in watch.cpp
+
+
+class CompileError(Exception):
+    """A kernel that does not compile: the compiler's words, with the kernel's own file and lines."""
+
+
+def command() -> list[str]:
+    """The C++ compiler as a command: $CXX, or the first of c++, g++, clang++. Raises CompileError if there is none."""
+    chosen = os.environ.get("CXX")
+    found = chosen.split() if chosen else next(([name] for name in ("c++", "g++", "clang++") if shutil.which(name)), [])
+    if not found or not shutil.which(found[0]):
+        raise CompileError(
+            f"cudasim needs a C++ compiler, and there is no {found[0] if found else 'c++, g++ or clang++'}: install "
+            "one (Debian, Ubuntu: apt install g++; macOS: xcode-select --install), or name it in CXX"
+        )
+    return found
+
+
+def cache_folder() -> Path:
+    """Where built kernels are kept: $CUDASIM_CACHE, or cudasim/ in the user's cache folder."""
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(os.environ.get("CUDASIM_CACHE") or Path(base) / "cudasim")
+
+
+def build(
+    source: str, names: tuple[str, ...], options: tuple[str, ...] = (), *, file="kernel.cu", watched=False
+) -> Path:
+    """The path of a shared library in which each of the kernels `names` can be called.
+
+    `source` is CUDA C whose messages are to name `file`; `options` are compiler options such as -DTILE=16. `watched`
+    builds in the calls by which accesses to memory can be followed. Raises CompileError.
+
+    Cost: about a second, once for each source and options.
+    """
+    exports = "\n".join(f"CUDASIM_EXPORT({name})" for name in names)
+    # after the header, whose own names a macro such as T would change
+    defines = "\n".join(f"#define {o[2:].replace('=', ' ', 1)}" for o in options if o.startswith("-D"))
+    options = tuple(o for o in options if not o.startswith("-D"))
+    text = f'#include "cuda_on_cpu.h"\n{defines}\n#line 1 "{file}"\n{_dynamic_shared(source)}\n{exports}\n'
+    flags = [*_COMMON, *(_WATCHED if watched else _QUICK), *options]
+    target = cache_folder() / f"{_hash(text, *flags, _runtime_hash(), *command())}.so"
+    if not target.exists():
+        with _beside(target) as folder:
+            (folder / "kernel.cpp").write_text(text)
+            ordered = ["-fno-toplevel-reorder"] if _is_gcc() else []  # the gaps stay between the shared arrays
+            _run([*command(), *flags, *ordered, "-c", "kernel.cpp", "-o", "kernel.o"], folder)
+            _run([*command(), "-shared", "-o", "kernel.so", "kernel.o", *map(str, _runtime()), "-ldl"], folder)
+            (folder / "kernel.so").replace(target)
+    return target
+
+
+@functools.cache
+def _runtime() -> tuple[Path, ...]:
+    """The compiled runtime, the same for every kernel."""
+    objects = tuple(cache_folder() / f"{_hash(name, _runtime_hash(), *command())}.o" for name in RUNTIME)
+    for name, target in zip(RUNTIME, objects, strict=True):
+        if not target.exists():
+            with _beside(target) as folder:
+                _run([*command(), *_COMMON, "-O2", "-U_FORTIFY_SOURCE", "-c", str(HERE / name), "-o", "it.o"], folder)
+                (folder / "it.o").replace(target)
+    return objects
+
+
+@functools.cache
+def _runtime_hash() -> str:
+    return _hash(*[(HERE / name).read_text() for name in (*HEADERS, *RUNTIME)])
+
+
+@functools.cache
+def _is_gcc() -> bool:
+    return "Free Software" in subprocess.run([*command(), "--version"], capture_output=True, text=True).stdout
+
+
+def _hash(*texts: str) -> str:
+    return hashlib.sha256("\0".join(texts).encode()).hexdigest()[:32]
+
+
+def _beside(target: Path) -> tempfile.TemporaryDirectory:
+    """A scratch folder on the same disk, so that what is moved from it appears at once and whole."""
+
+    class Folder(tempfile.TemporaryDirectory):
+        def __enter__(self):
+            return Path(super().__enter__())
+
+    target.parent.mkdir(parents=True, exist_ok=True)
+    return Folder(dir=target.parent)
+
+
+def _run(command: list[str], folder: Path) -> None:
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+    if done.returncode:
+        errors = done.stderr.strip().splitlines() or [f"{command[0]} failed with status {done.returncode}"]
+        more = [f"… and {len(errors) - _MOST_LINES} lines more"] if len(errors) > _MOST_LINES else []
+        raise CompileError("\n".join(errors[:_MOST_LINES] + more))
+
+
+def _dynamic_shared(source: str) -> str:
+    """`extern __shared__ float tile[];` → a pointer to the memory that the launch asks for."""
+    pattern = r"extern\s+__shared__\s+(?:__align__\s*\(\s*\d+\s*\)\s+)?([\w ]+?)\s+(\w+)\s*\[\s*\]\s*;"
+    return re.sub(pattern, r"\1* const \2 = static_cast<\1*>(cudasim::cudasim_dynamic_shared());", source)
+
+
+# ---- What a library says of itself ----
+
+
+@functools.lru_cache(256)
+def load(path: Path) -> ctypes.CDLL:
+    return ctypes.CDLL(str(path))
+
+
+@functools.lru_cache(256)
+def shared_arrays(path: Path) -> tuple[tuple[str, int, int], ...]:
+    """(name, address within the library, bytes) of every static __shared__ array, by `nm`: empty without that."""
+    if not shutil.which("nm"):
+        return ()
+    listing = subprocess.run(["nm", "-S", "--defined-only", str(path)], capture_output=True, text=True).stdout
+    rows = [line.split() for line in listing.splitlines()]
+    bounds = {row[-1]: int(row[0], 16) for row in rows if row[-1].endswith("_cudasim_shared")}
+    if len(bounds) < 2:
+        return ()
+    found = []
+    for row in rows:
+        if len(row) == 4 and bounds["__start_cudasim_shared"] <= int(row[0], 16) < bounds["__stop_cudasim_shared"]:
+            mangled = re.search(r"E(\d+)([A-Za-z_]\w*)", row[3])  # _ZZ4nameE5tiles: the `tiles` of `name`
+            name = mangled[2][: int(mangled[1])] if mangled else row[3]
+            if not name.startswith("cudasim_gap"):
+                found.append((name, int(row[0], 16), int(row[1], 16)))
+    return tuple(found)
+
+
+@functools.lru_cache(1024)
+def line_of(path: Path, address: int) -> str:
+    """ "file:line" of an instruction, by `addr2line`: the innermost line that is not the simulator's own."""
+    if not shutil.which("addr2line"):
+        return f"address {address:#x} (addr2line, of binutils, would say which line)"
+    command = ["addr2line", "-i", "-e", str(path), f"{address:#x}"]
+    lines = subprocess.run(command, capture_output=True, text=True).stdout.split("\n")
+    lines = [re.sub(r" \(discriminator \d+\)$", "", line) for line in lines if line]
+    own = [line for line in lines if Path(line.rpartition(":")[0]).name not in (*HEADERS, *RUNTIME)]
+    file, _, number = (own or lines or ["??:0"])[0].rpartition(":")
+    return f"{Path(file).name}:{number}"

@@ -1,0 +1,286 @@
+// Runs a kernel's blocks one after another, and of a block's threads one at a time, each on a stack of its own.
+//
+// A thread runs until it waits: at a barrier, or for the other lanes of its warp. Then the next one that can go on does
+// (a jump from one stack to another, some ten nanoseconds). The order in which threads, and blocks, get their turn is
+// the caller's: a right kernel's answer does not depend on it.
+#include "runtime.h"
+
+#include <setjmp.h>
+#include <sys/mman.h>
+#include <ucontext.h>
+
+#include <cstdio>
+#include <random>
+#include <vector>
+
+namespace cudasim {
+
+namespace {
+
+enum State { READY, AT_BARRIER, AT_MEETING, DONE };
+
+struct Copy { void* to; const void* from; int size, group; void* pc; };
+
+struct Fiber : Thread {
+    jmp_buf place;
+    bool started = false;
+    State state;
+    Where where;
+    int predicate, *answer;   // at a barrier
+    unsigned mask;            // at a meeting
+    const char* what;
+    void* record;
+    void (*together)(void**, unsigned);
+    std::vector<Copy> copies;
+    int groups = 0;
+};
+
+constexpr size_t STACK = 256 << 10;
+
+std::vector<Fiber> fibers;
+char* stacks;
+size_t stacks_size;
+jmp_buf scheduler;
+ucontext_t scheduler_context, fiber_context;
+void (*kernel)(void**);
+void** arguments;
+std::vector<char> dynamic_shared;
+std::string error;
+std::mt19937_64 random_bits;
+
+extern "C" {
+// The ends of the section that __shared__ arrays lie in, by the linker; null if there is none.
+extern char __start_cudasim_shared[] __attribute__((weak, visibility("hidden")));
+extern char __stop_cudasim_shared[] __attribute__((weak, visibility("hidden")));
+}
+
+Fiber& running() { return *static_cast<Fiber*>(cudasim_thread); }
+
+void step_aside() {
+    if (!_setjmp(running().place)) _longjmp(scheduler, 1);
+}
+
+void live() {  // a fiber's life: one thread of each block
+    for (;;) {
+        kernel(arguments);
+        cudasim_copies_wait(0);
+        running().state = DONE;
+        step_aside();
+    }
+}
+
+void resume(Fiber& fiber, size_t number) {
+    cudasim_thread = &fiber;
+    if (_setjmp(scheduler)) {
+        cudasim_thread = nullptr;
+        return;
+    }
+    if (fiber.started) _longjmp(fiber.place, 1);
+    fiber.started = true;
+    getcontext(&fiber_context);
+    fiber_context.uc_stack.ss_sp = stacks + number * STACK;
+    fiber_context.uc_stack.ss_size = STACK;
+    fiber_context.uc_link = nullptr;
+    makecontext(&fiber_context, live, 0);
+    setcontext(&fiber_context);
+}
+
+std::string at(Where where) { return std::string(where.file) + ":" + std::to_string(where.line); }
+
+// Who waits where, and who has returned: "threads (0,0,0) … (31,0,0), 32 in all, wait in __syncthreads at k.cu:7".
+std::string roll_call() {
+    std::vector<std::pair<std::string, std::vector<Fiber*>>> groups;
+    for (auto& fiber : fibers) {
+        const char* what = fiber.state == AT_MEETING ? fiber.what : "__syncthreads";
+        std::string place = fiber.state == DONE ? "returned" : std::string("wait in ") + what + " at " + at(fiber.where);
+        auto group = groups.begin();
+        while (group != groups.end() && group->first != place) ++group;
+        if (group == groups.end()) group = groups.insert(group, {place, {}});
+        group->second.push_back(&fiber);
+    }
+    std::string text;
+    for (auto& [place, members] : groups) {
+        text += text.empty() ? "" : "; ";
+        text += (members.size() == 1 ? "thread " : "threads ") + name_of(*members[0]);
+        if (members.size() > 1) text += " to " + name_of(*members.back()) + ", " + std::to_string(members.size()) + " in all,";
+        text += (place == "returned" ? (members.size() == 1 ? " has " : " have ") : " ") + place;
+    }
+    return text;
+}
+
+void release_barrier() {
+    Where where = fibers[0].where;
+    int count = 0;
+    for (auto& fiber : fibers) {
+        if (fiber.state == DONE) return fail("divergent barrier: some threads of the block never come: " + roll_call());
+        if (fiber.where.line != where.line) return fail("divergent barriers: a block waits in two places: " + roll_call());
+        count += fiber.predicate != 0;
+    }
+    const int size = static_cast<int>(fibers.size());
+    for (auto& fiber : fibers) {
+        const int answers[] = {0, count, count == size, count > 0};
+        *fiber.answer = answers[fiber.what[0] - '0'];
+        fiber.state = READY;
+    }
+    watch_barrier();
+}
+
+void run_block(uint3 block, int order) {
+    if (__start_cudasim_shared) {  // what was never written is no number
+        memset(__start_cudasim_shared, 0xff, __stop_cudasim_shared - __start_cudasim_shared);
+    }
+    std::fill(dynamic_shared.begin(), dynamic_shared.end(), 0xff);
+    std::vector<size_t> turns(fibers.size());
+    for (size_t i = 0; i < fibers.size(); i++) {
+        turns[i] = order == REVERSE ? fibers.size() - 1 - i : i;
+        fibers[i].block = block;
+        fibers[i].state = READY;
+        fibers[i].copies.clear();
+    }
+    watch_block(block);
+    for (;;) {
+        if (order == SHUFFLED) std::shuffle(turns.begin(), turns.end(), random_bits);
+        bool moved = false;
+        for (size_t i : turns) {
+            if (fibers[i].state != READY) continue;
+            resume(fibers[i], i);
+            if (!error.empty()) return;
+            moved = true;
+        }
+        if (moved) continue;
+        size_t done = 0, meeting = 0;
+        for (auto& fiber : fibers) done += fiber.state == DONE, meeting += fiber.state == AT_MEETING;
+        if (done == fibers.size()) break;
+        meeting ? fail("deadlock: nobody can go on: " + roll_call()) : release_barrier();
+        if (!error.empty()) return;
+    }
+    watch_barrier();
+}
+
+}  // namespace
+
+std::string name_of(const Thread& thread) {
+    const auto& t = thread.thread;
+    return "(" + std::to_string(t.x) + "," + std::to_string(t.y) + "," + std::to_string(t.z) + ")";
+}
+
+std::string full_name_of(const Thread& thread) {
+    const auto& b = thread.block;
+    const std::string block = "(" + std::to_string(b.x) + "," + std::to_string(b.y) + "," + std::to_string(b.z) + ")";
+    return "thread " + name_of(thread) + " of block " + block;
+}
+
+void fail(const std::string& why) {
+    if (error.empty()) error = why;
+    if (cudasim_thread) _longjmp(scheduler, 1);  // out of the kernel: its stack is left as it is
+}
+
+bool on_a_stack(const void* address) {
+    return address >= stacks && address < stacks + stacks_size;
+}
+
+extern "C" {
+
+Thread* cudasim_thread;
+dim3 cudasim_block_size, cudasim_grid_size;
+
+void* cudasim_dynamic_shared() { return dynamic_shared.data(); }
+
+void cudasim_barrier(int kind, int predicate, Where where, int* answer) {
+    auto& me = running();
+    static const char* const kinds[] = {"0", "1", "2", "3"};
+    me.state = AT_BARRIER, me.where = where, me.predicate = predicate, me.answer = answer, me.what = kinds[kind];
+    step_aside();
+}
+
+void cudasim_meet(unsigned mask, const char* what, Where where, void* record, void (*together)(void**, unsigned)) {
+    auto& me = running();
+    const size_t first = me.warp * 32;
+    const auto here = [&](const char* why) {
+        char masked[16];
+        snprintf(masked, sizeof masked, "0x%08x", mask);
+        fail(std::string(what) + " at " + at(where) + " by " + full_name_of(me) + ", mask " + masked + ": " + why);
+    };
+    if (!(mask >> me.lane & 1)) here("the mask leaves out the lane that calls");
+    for (unsigned i = 0; i < 32; i++) {
+        if (!(mask >> i & 1)) continue;
+        if (first + i >= fibers.size()) {  // a last warp that is not full
+            if (mask == ~0u) { mask &= ~0u >> (31 - (fibers.size() - first - 1)); break; }
+            here("the mask names a lane that the block does not have");
+        }
+        if (fibers[first + i].state == DONE) here("the mask names a lane that has returned");
+    }
+    me.state = AT_MEETING, me.where = where, me.what = what, me.mask = mask, me.record = record, me.together = together;
+    void* lanes[32] = {};
+    for (unsigned i = 0; i < 32; i++) {
+        if (!(mask >> i & 1)) continue;
+        auto& other = fibers[first + i];
+        if (other.state != AT_MEETING || other.mask != mask || other.together != together) {  // not all are here yet
+            step_aside();
+            return;
+        }
+        lanes[i] = other.record;
+    }
+    together(lanes, mask);
+    watch_meeting(mask);
+    for (unsigned i = 0; i < 32; i++)
+        if (mask >> i & 1) fibers[first + i].state = READY;
+}
+
+void cudasim_trap(const char* why, Where where) {
+    fail(std::string(why) + ", at " + at(where) + ", " + full_name_of(running()));
+    __builtin_unreachable();
+}
+
+void cudasim_copy_later(void* to, const void* from, int size) {
+    auto& me = running();
+    me.copies.push_back({to, from, size, me.groups, __builtin_return_address(0)});
+}
+
+void cudasim_copies_commit() { running().groups++; }
+
+void cudasim_copies_wait(int groups_left) {
+    auto& me = running();
+    size_t kept = 0;
+    for (auto& copy : me.copies) {
+        if (copy.group < me.groups - groups_left) {
+            watch_access(copy.from, copy.size, READ, copy.pc);
+            watch_access(copy.to, copy.size, WRITE, copy.pc);
+            memcpy(copy.to, copy.from, copy.size);
+        } else me.copies[kept++] = copy;
+    }
+    me.copies.resize(kept);
+}
+
+// Runs the kernel; null if all went well, else what went wrong.
+const char* cudasim_launch(void (*call)(void**), void** values, const unsigned* grid, const unsigned* block,
+                           size_t shared_bytes, int order, uint64_t seed) {
+    kernel = call, arguments = values, error.clear(), random_bits.seed(seed);
+    cudasim_grid_size = dim3(grid[0], grid[1], grid[2]);
+    cudasim_block_size = dim3(block[0], block[1], block[2]);
+    dynamic_shared.assign(shared_bytes, 0);
+    fibers.assign(size_t{block[0]} * block[1] * block[2], Fiber());
+    stacks_size = fibers.size() * STACK;
+    stacks = static_cast<char*>(mmap(nullptr, stacks_size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANON, -1, 0));
+    if (stacks == MAP_FAILED) return "no memory for the threads' stacks";
+    for (unsigned i = 0; i < fibers.size(); i++) {
+        fibers[i].thread = {i % block[0], i / block[0] % block[1], i / block[0] / block[1]};
+        fibers[i].lane = i % 32, fibers[i].warp = i / 32;
+    }
+    watch_launch(fibers.data(), fibers.size(), sizeof(Fiber), {__start_cudasim_shared, __stop_cudasim_shared},
+                 {dynamic_shared.data(), dynamic_shared.data() + shared_bytes});
+    const size_t blocks = size_t{grid[0]} * grid[1] * grid[2];
+    std::vector<size_t> turns(blocks);
+    for (size_t i = 0; i < blocks; i++) turns[i] = order == REVERSE ? blocks - 1 - i : i;
+    if (order == SHUFFLED) std::shuffle(turns.begin(), turns.end(), random_bits);
+    for (size_t i : turns) {
+        run_block({unsigned(i % grid[0]), unsigned(i / grid[0] % grid[1]), unsigned(i / grid[0] / grid[1])}, order);
+        if (!error.empty()) break;
+    }
+    munmap(stacks, stacks_size);
+    return error.empty() ? nullptr : error.c_str();
+}
+
+}  // extern "C"
+
+}  // namespace cudasim

@@ -1,0 +1,123 @@
+// What a kernel would write PTX for: cp.async and mma.sync, behind functions that hold both branches.
+//
+// NVRTC and the simulator both read this file; only the bodies differ. Fragment layouts are those of the PTX manual,
+// "Warp-level matrix instructions", §9.7.14: lane = 4·group + member, group 0…7, member 0…3.
+#pragma once
+
+// ---- Copies from global to shared memory that land only when they are waited for (sm_80 and later) ----
+
+template <int bytes>
+__device__ __forceinline__ void cp_async(void* shared, const void* global) {
+    static_assert(bytes == 4 || bytes == 8 || bytes == 16, "cp.async moves 4, 8 or 16 bytes");
+#ifdef CUDASIM
+    cudasim::cudasim_copy_later(shared, global, bytes);
+#else
+    const unsigned at = static_cast<unsigned>(__cvta_generic_to_shared(shared));
+    if (bytes == 16) asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(at), "l"(global) : "memory");
+    else asm volatile("cp.async.ca.shared.global [%0], [%1], %2;" ::"r"(at), "l"(global), "n"(bytes) : "memory");
+#endif
+}
+
+// What was asked for since the last commit becomes one group.
+__device__ __forceinline__ void cp_async_commit() {
+#ifdef CUDASIM
+    cudasim::cudasim_copies_commit();
+#else
+    asm volatile("cp.async.commit_group;" ::: "memory");
+#endif
+}
+
+// Waits until at most `groups` of this thread's groups are still on their way. A barrier must follow before other
+// threads read what has landed.
+template <int groups>
+__device__ __forceinline__ void cp_async_wait() {
+#ifdef CUDASIM
+    cudasim::cudasim_copies_wait(groups);
+#else
+    asm volatile("cp.async.wait_group %0;" ::"n"(groups) : "memory");
+#endif
+}
+
+// ---- d (16×8) = a (16×k) · b (k×8) + d, by a whole warp ----
+
+#ifdef CUDASIM
+namespace cudasim {
+
+inline float tf32(unsigned bits) { return cudasim_bits<float>(bits & 0xffffe000u); }  // 10 bits of fraction are read
+inline float low_half(unsigned bits) { return __half::widened(bits & 0xffff); }
+inline float high_half(unsigned bits) { return __half::widened(bits >> 16); }
+
+struct Mma { float* d; const unsigned *a, *b; };
+
+template <int K, bool halves>
+void mma_together(void** lanes, unsigned mask) {
+    float a[16][K], b[K][8];
+    auto record = [&](int lane) -> Mma& { return *static_cast<Mma*>(lanes[lane]); };
+    if (mask != ~0u) cudasim_trap("mma.sync takes all 32 lanes of a warp", {"tensor_cores.h", 0});
+    for (int lane = 0; lane < 32; lane++) {
+        const int group = lane / 4, member = lane % 4;
+        for (int i = 0; i < 4; i++) {  // a: registers 0 and 2 hold row `group`, 1 and 3 row `group` + 8
+            const int row = group + 8 * (i % 2);
+            const unsigned bits = record(lane).a[i];
+            if (halves) {
+                const int k = 2 * member + 8 * (i / 2);
+                a[row][k] = low_half(bits), a[row][k + 1] = high_half(bits);
+            } else a[row][member + 4 * (i / 2)] = tf32(bits);
+        }
+        for (int i = 0; i < 2; i++) {
+            const unsigned bits = record(lane).b[i];
+            if (halves) {
+                const int k = 2 * member + 8 * i;
+                b[k][group] = low_half(bits), b[k + 1][group] = high_half(bits);
+            } else b[member + 4 * i][group] = tf32(bits);
+        }
+    }
+    for (int lane = 0; lane < 32; lane++) {
+        const int group = lane / 4, member = lane % 4;
+        for (int i = 0; i < 4; i++) {
+            double sum = record(lane).d[i];
+            for (int k = 0; k < K; k++) sum += static_cast<double>(a[group + 8 * (i / 2)][k]) * b[k][2 * member + i % 2];
+            record(lane).d[i] = static_cast<float>(sum);
+        }
+    }
+}
+
+}  // namespace cudasim
+#endif
+
+// a and b in TF32 (float32 bits, of which the last 13 are not read), k = 8.
+__device__ __forceinline__ void mma_tf32(float (&d)[4], const unsigned (&a)[4], const unsigned (&b)[2]) {
+#ifdef CUDASIM
+    cudasim::Mma mine{d, a, b};
+    cudasim::meet(~0u, "mma_tf32", {"tensor_cores.h", __LINE__}, mine, cudasim::mma_together<8, false>);
+#else
+    asm volatile(
+        "mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+#endif
+}
+
+// a and b in float16, two numbers a register, k = 16; d in float32.
+__device__ __forceinline__ void mma_f16(float (&d)[4], const unsigned (&a)[4], const unsigned (&b)[2]) {
+#ifdef CUDASIM
+    cudasim::Mma mine{d, a, b};
+    cudasim::meet(~0u, "mma_f16", {"tensor_cores.h", __LINE__}, mine, cudasim::mma_together<16, true>);
+#else
+    asm volatile(
+        "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+#endif
+}
+
+// float32 → TF32, rounded to nearest (ties away from zero), as cvt.rna does.
+__device__ __forceinline__ unsigned to_tf32(float x) {
+#ifdef CUDASIM
+    return (__float_as_uint(x) + 0x1000u) & 0xffffe000u;
+#else
+    unsigned y;
+    asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(y) : "f"(x));
+    return y;
+#endif
+}
