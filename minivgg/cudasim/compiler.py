@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import tempfile
 from pathlib import Path
+from typing import NamedTuple
 
 HERE = Path(__file__).parent
 HEADERS = ("cuda_on_cpu.h", "half.h", "tensor_cores.h", "runtime.h")
@@ -137,23 +138,30 @@ def load(path: Path) -> ctypes.CDLL:
     return ctypes.CDLL(str(path))
 
 
+class SharedArray(NamedTuple):
+    """A static __shared__ array: the function and the name it has there, its address within the library, its bytes."""
+
+    function: str
+    name: str
+    address: int
+    nbytes: int
+
+
 @functools.lru_cache(256)
-def shared_arrays(path: Path) -> tuple[tuple[str, int, int], ...]:
-    """(name, address within the library, bytes) of every static __shared__ array, by `nm`: empty without that."""
+def shared_arrays(path: Path) -> tuple[SharedArray, ...]:
+    """Every static __shared__ array of a library, by `nm`: none without that."""
     if not shutil.which("nm"):
         return ()
     listing = subprocess.run(["nm", "-S", "--defined-only", str(path)], capture_output=True, text=True).stdout
     rows = [line.split() for line in listing.splitlines()]
-    bounds = {row[-1]: int(row[0], 16) for row in rows if row[-1].endswith("_cudasim_shared")}
-    if len(bounds) < 2:
-        return ()
+    ends = [int(row[0], 16) for row in rows if row[-1] in ("__start_cudasim_shared", "__stop_cudasim_shared")]
     found = []
     for row in rows:
-        if len(row) == 4 and bounds["__start_cudasim_shared"] <= int(row[0], 16) < bounds["__stop_cudasim_shared"]:
-            mangled = re.search(r"E(\d+)([A-Za-z_]\w*)", row[3])  # _ZZ4nameE5tiles: the `tiles` of `name`
-            name = mangled[2][: int(mangled[1])] if mangled else row[3]
+        if len(row) == 4 and ends and min(ends) <= int(row[0], 16) < max(ends):
+            mangled = re.match(r"_ZZ(\d+)(\w+)E(\d+)([A-Za-z_]\w*)", row[3])  # _ZZ7reverseE4tile: `tile` of `reverse`
+            function, name = (mangled[2][: int(mangled[1])], mangled[4][: int(mangled[3])]) if mangled else ("", row[3])
             if not name.startswith("cudasim_gap"):
-                found.append((name, int(row[0], 16), int(row[1], 16)))
+                found.append(SharedArray(function, name, int(row[0], 16), int(row[1], 16)))
     return tuple(found)
 
 
