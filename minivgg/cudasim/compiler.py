@@ -66,7 +66,7 @@ def build(
     # after the header, whose own names a macro such as T would change
     defines = "\n".join(f"#define {o[2:].replace('=', ' ', 1)}" for o in options if o.startswith("-D"))
     options = tuple(o for o in options if not o.startswith("-D"))
-    text = f'#include "cuda_on_cpu.h"\n{defines}\n#line 1 "{file}"\n{_dynamic_shared(source)}\n{exports}\n'
+    text = f'#include "cuda_on_cpu.h"\n{defines}\n#line 1 "{file}"\n{_shared_memory(source)}\n{exports}\n'
     flags = [*_COMMON, *(_WATCHED if watched else _QUICK), *options]
     target = cache_folder() / f"{_hash(text, *flags, _runtime_hash(), *command())}.so"
     if not target.exists():
@@ -124,10 +124,16 @@ def _run(command: list[str], folder: Path) -> None:
         raise CompileError("\n".join(errors[:_MOST_LINES] + more))
 
 
-def _dynamic_shared(source: str) -> str:
-    """`extern __shared__ float tile[];` → a pointer to the memory that the launch asks for."""
-    pattern = r"extern\s+__shared__\s+(?:__align__\s*\(\s*\d+\s*\)\s+)?([\w ]+?)\s+(\w+)\s*\[\s*\]\s*;"
-    return re.sub(pattern, r"\1* const \2 = static_cast<\1*>(cudasim::cudasim_dynamic_shared());", source)
+_ALIGN = r"(?:__align__\s*\(\s*\d+\s*\)\s+)?"
+_DYNAMIC = re.compile(rf"extern\s+__shared__\s+{_ALIGN}([\w ]+?)\s+(\w+)\s*\[\s*\]\s*;")
+_SEVERAL = re.compile(rf"__shared__\s+({_ALIGN}[\w ]+?)\s+(\w+\s*\[[^;,()]*\]\s*(?:,\s*\w+\s*\[[^;,()]*\]\s*)+);")
+
+
+def _shared_memory(source: str) -> str:
+    """What the preprocessor cannot do: `extern __shared__ float tile[];` → a pointer to the memory that the launch asks
+    for; `__shared__ float a[8], b[8];` → two declarations, so that there is a gap between the arrays."""
+    source = _DYNAMIC.sub(r"\1* const \2 = static_cast<\1*>(cudasim::cudasim_dynamic_shared());", source)
+    return _SEVERAL.sub(lambda it: " ".join(f"__shared__ {it[1]} {array};" for array in it[2].split(",")), source)
 
 
 # ---- What a library says of itself ----
