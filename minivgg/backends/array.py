@@ -13,7 +13,9 @@ import sys
 
 import numpy as np
 
+from minivgg import cudasim
 from minivgg.backends import workspace
+from minivgg.errors import BadInput
 
 DEVICES = ("cpu", "gpu", "sim")
 
@@ -71,6 +73,25 @@ def to(x, device: str):
         return cupy.asarray(x.view(np.ndarray) if isinstance(x, SimulatedArray) else x)
     host = x.get() if device_of(x) == "gpu" else np.asarray(x)
     return host.copy("K").view(SimulatedArray) if device == "sim" else host
+
+
+def why_not(device: str) -> str | None:
+    """None if arrays can be on one of `DEVICES`, else the reason."""
+    if device == "sim":
+        return cudasim.why_not()
+    if device != "gpu":
+        return None if device in DEVICES else f"there are {', '.join(DEVICES)}"
+    try:
+        import cupy
+    except ImportError:
+        return "CuPy is not installed: pip install 'minivgg[cuda12]', or [cuda13]"
+    return None if cupy.cuda.is_available() else "CuPy finds no GPU"
+
+
+def check_device(device: str) -> None:
+    """Raise BadInput, with the reason, unless arrays can be on `device`."""
+    if why := why_not(device):
+        raise BadInput(f"device {device}: {why}")
 
 
 def to_cpu(x) -> np.ndarray:

@@ -51,6 +51,7 @@ _SETTINGS = {
         "label_smoothing": (float, "E", "probability spread over all classes"),
         "clip_norm": (float, "NORM", "scale gradients down to this joint norm"),
         "seed": (int, "N", "the same seed gives the same weights, to the last bit"),
+        "device": (str, "NAME", "cpu, gpu (a CUDA GPU, through CuPy) or sim (the GPU's kernels, simulated: slow)"),
     },
 }
 

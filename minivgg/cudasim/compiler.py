@@ -46,6 +46,15 @@ def command() -> list[str]:
     return found
 
 
+def why_not() -> str | None:
+    """None if kernels can be compiled here, else the reason."""
+    try:
+        command()
+    except CompileError as error:
+        return str(error)
+    return None
+
+
 def cache_folder() -> Path:
     """Where built kernels are kept: $CUDASIM_CACHE, or cudasim/ in the user's cache folder."""
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"

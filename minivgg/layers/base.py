@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from minivgg.backends.array import ordered_like, xp_of
+from minivgg.backends.array import device_of, ordered_like, to, to_cpu
 
 
 class Param:
@@ -108,10 +108,9 @@ class Layer:
         return places
 
     def state_dict(self) -> dict[str, np.ndarray]:
-        """All parameters and buffers, C-contiguous, by torchvision's names. Not necessarily copies."""
+        """All parameters and buffers, C-contiguous and on the CPU, by torchvision's names. Not necessarily copies."""
         return {
-            name: xp_of(getattr(owner, key)).ascontiguousarray(getattr(owner, key))
-            for name, (owner, key) in self._arrays().items()
+            name: np.ascontiguousarray(to_cpu(getattr(owner, key))) for name, (owner, key) in self._arrays().items()
         }
 
     def state_shapes(self) -> dict[str, tuple[int, ...]]:
@@ -140,13 +139,24 @@ class Layer:
                     f"but the network needs {getattr(owner, key).shape}"
                 )
         for name, (owner, key) in places.items():
-            getattr(owner, key)[...] = given[name]
+            mine = getattr(owner, key)
+            mine[...] = to(np.asarray(given[name], mine.dtype), device_of(mine))
 
     def astype(self, dtype) -> "Layer":
         """This layer with all parameters and buffers turned to `dtype`, gradients forgotten."""
         self.zero_grad()
         for owner, key in self._arrays().values():
             setattr(owner, key, getattr(owner, key).astype(dtype))
+        return self
+
+    def to(self, device: str) -> "Layer":
+        """This layer with all parameters and buffers moved to one of `backends.array.DEVICES`, gradients forgotten.
+
+        An optimiser keeps its state where the parameters were when it was made: move first.
+        """
+        self.zero_grad()
+        for owner, key in self._arrays().values():
+            setattr(owner, key, to(getattr(owner, key), device))
         return self
 
     def __repr__(self) -> str:
