@@ -71,7 +71,7 @@ def _run(options) -> None:
     before = [v.copy() for v in values]
     with cudasim.checking(orders=orders) as launches:
         kernel(options.grid, options.block, values, shared_mem=options.shared_mem)
-    print(f"{kernel.name}: the same in {len(orders)} orders of threads")
+    print(f"{kernel.name}: the same in {len(orders)} order{'s' if len(orders) > 1 else ''} of threads")
     for name, value, old in zip(kernel.parameters, values, before, strict=True):
         if isinstance(value, np.ndarray) and not np.array_equal(value, old, equal_nan=True):
             print(f"{name} {value.shape} {value.dtype}:\n{np.array2string(value, threshold=40, precision=5)}")
