@@ -9,6 +9,7 @@ channels last (C varies fastest), in which a pixel's channels lie side by side. 
 because then the inner loop of nearly everything is a run over contiguous channels; elementwise ones do not care.
 """
 
+import functools
 import sys
 
 import numpy as np
@@ -67,6 +68,8 @@ def to(x, device: str):
     """
     if device_of(x) == device:
         return x
+    if "gpu" in (device, device_of(x)) and x.ndim == 4 and not x.flags.c_contiguous:
+        return nchw(to(nhwc(x), device))  # CuPy's own copies come out in C order
     if device == "gpu":
         import cupy
 
@@ -97,6 +100,19 @@ def check_device(device: str) -> None:
 def to_cpu(x) -> np.ndarray:
     """A copy of `x` in main memory, or `x` itself where it is there already."""
     return to(x, "cpu") if on_gpu(x) else np.asarray(x)
+
+
+def constant_on(x, values: np.ndarray):
+    """`values`, a few numbers that never change, where `x` is: copied there once, and not to be written to.
+
+    A step that copies nothing from the host can be recorded once and run again as a whole (a CUDA graph).
+    """
+    return _constant(values.tobytes(), values.dtype, values.shape, device_of(x))
+
+
+@functools.lru_cache(1024)
+def _constant(content: bytes, dtype: np.dtype, shape: tuple, device: str):
+    return to(np.frombuffer(content, dtype).reshape(shape), device)
 
 
 def nhwc(x):

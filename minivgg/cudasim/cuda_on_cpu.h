@@ -240,6 +240,10 @@ inline void __threadfence_block() {}
 
 using std::max;
 using std::min;
+using std::exp;  // of float as of double, as in CUDA: the C library's own take double alone
+using std::log;
+using std::pow;
+using std::sqrt;
 inline float rsqrtf(float x) { return 1 / sqrtf(x); }
 inline double rsqrt(double x) { return 1 / sqrt(x); }
 inline float __expf(float x) { return expf(x); }
