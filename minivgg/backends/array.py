@@ -22,7 +22,9 @@ DEVICES = ("cpu", "gpu", "sim")
 
 
 class SimulatedArray(np.ndarray):
-    """A NumPy array that lives on the simulated GPU."""
+    """A NumPy array that lives on the simulated GPU. Kernels of the CPU refuse it, as they refuse CuPy's."""
+
+    __numba_array_subtype_dispatch__ = True  # to Numba it is a type of its own: see `backends.jit`
 
 
 class _Simulated:
