@@ -25,6 +25,7 @@ from minivgg.errors import BadInput
 
 __all__ = ["kernel", "njit", "prange", "threads"]
 
+
 @typeof_impl.register(SimulatedArray)
 def _refuse(array, context):
     raise TypeError("a kernel of the CPU was handed an array that is on the simulated GPU; move it with to(x, 'cpu')")

@@ -12,8 +12,8 @@ __device__ __forceinline__ long long global_thread() {
     return static_cast<long long>(blockIdx.x) * blockDim.x + threadIdx.x;
 }
 
-// Arrays (pixels, C) are walked by blocks of 32 channels across and a few pixels down: a warp is 32 neighbours in memory,
-// and nobody divides by C. So many blocks stand side by side; the next ones are further down.
+// Arrays (pixels, C) are walked by blocks of 32 channels across and a few pixels down: a warp is 32 neighbours in
+// memory, and nobody divides by C. Some blocks stand side by side, the next ones below them.
 __device__ __forceinline__ int blocks_across(int C) { return (C + 31) / 32; }
 __device__ __forceinline__ int this_channel(int C) { return blockIdx.x % blocks_across(C) * 32 + threadIdx.x; }
 __device__ __forceinline__ int blocks_above(int C) { return blockIdx.x / blocks_across(C); }

@@ -63,10 +63,8 @@ def _backward_on_gpu(dy, dx, rows, cols, area):
 
 def _covering(windows, size: int):
     """(2, size): the first of the windows that covers each row, and the one behind the last that does."""
-    begins, ends = windows
-    return np.stack(
-        [np.searchsorted(ends, np.arange(size), "right"), np.searchsorted(begins, np.arange(size), "right")]
-    )
+    (begins, ends), places = windows, np.arange(size)
+    return np.stack([np.searchsorted(ends, places, "right"), np.searchsorted(begins, places, "right")])
 
 
 def _launch_on_gpu(name: str, result, source, target, rows, cols, area, size: tuple):

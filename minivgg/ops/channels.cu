@@ -7,7 +7,7 @@ extern "C" __global__ void sum_blocks(const T* rows, int block, double* sums, in
     const int c = this_channel(C), b = blocks_above(C), end = min(pixels, (b + 1) * block);
     double sum = 0;
     if (c < C) {
-        for (int p = b * block + threadIdx.y; p < end; p += blockDim.y) sum += Acc(rows[static_cast<long long>(p) * C + c]);
+        for (int p = b * block + threadIdx.y; p < end; p += blockDim.y) sum += rows[static_cast<long long>(p) * C + c];
     }
     sum = column_sum(sum, scratch);
     if (c < C && threadIdx.y == 0) sums[static_cast<long long>(b) * C + c] = sum;

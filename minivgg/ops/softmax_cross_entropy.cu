@@ -1,11 +1,13 @@
 // Softmax and cross-entropy, a block of threads for each row of scores (N, K): largest, sum, and what is made of them.
 //
-// A row is read three times, the second and third time from a cache. Sums are over a thread's share, then over the block
-// in an order that never changes.
+// A row is read three times, the second and third time from a cache. Sums are over a thread's share, then over the
+// block, in an order that never changes.
 
-// The largest of `value` over a block, in every thread. A NaN is not the largest; it makes the sum a NaN, which is enough.
+// The largest of `value` over a block, in every thread. A NaN may be passed over: it makes the sum that follows a NaN.
 __device__ __forceinline__ Acc block_max(Acc value, Acc* scratch) {
-    for (int distance = 16; distance > 0; distance /= 2) value = max(value, __shfl_xor_sync(0xffffffffu, value, distance));
+    for (int distance = 16; distance > 0; distance /= 2) {
+        value = max(value, __shfl_xor_sync(0xffffffffu, value, distance));
+    }
     if (threadIdx.x % 32 == 0) scratch[threadIdx.x / 32] = value;
     __syncthreads();
     for (int warp = 0; warp < static_cast<int>(blockDim.x) / 32; warp++) value = max(value, scratch[warp]);
@@ -28,7 +30,9 @@ extern "C" __global__ void softmax_forward(const T* scores, T* y, int K) {
     __shared__ Acc scratch[32];
     const long long first = static_cast<long long>(blockIdx.x) * K;
     const Row row = survey(scores + first, K, scratch);
-    for (int k = threadIdx.x; k < K; k += blockDim.x) y[first + k] = exp(Acc(scores[first + k]) - row.largest) / row.total;
+    for (int k = threadIdx.x; k < K; k += blockDim.x) {
+        y[first + k] = exp(Acc(scores[first + k]) - row.largest) / row.total;
+    }
 }
 
 extern "C" __global__ void softmax_backward(const T* dy, const T* y, T* dx, int K) {
