@@ -103,6 +103,8 @@ class Kernel:
         self(-(-pixels // (each or down)) * -(-channels // ACROSS), (ACROSS, down), *args, pixels, channels)
 
     def _argument(self, value):
+        if isinstance(value, np.generic):  # of which some are Python's numbers, too
+            return value
         if isinstance(value, bool | int):
             return np.int32(value)
         if isinstance(value, float):
