@@ -131,15 +131,17 @@ convolve(const T* x, const T* filters, T* y, const T* bias, const T* mask, int b
     __syncthreads();
 
     // To copy: threads side by side take numbers side by side, of BM pixels and of BK rows of filters.
-    constexpr int A_LANES = BK / VEC, B_LANES = BN / VEC;
-    static_assert(THREADS % A_LANES == 0, "a thread copies the same taps of several pixels");
-    const int K = KH * KW * C, my_k = threadIdx.x % A_LANES * VEC;
+    constexpr int A_LANES = BK / VEC, B_LANES = BN / VEC, A_ROWS = THREADS / A_LANES, B_ROWS = THREADS / B_LANES;
+    static_assert(THREADS % A_LANES == 0 && BM % A_ROWS == 0, "a thread copies the same taps of several pixels");
+    static_assert(THREADS % B_LANES == 0 && BK % B_ROWS == 0, "and the same filters of several taps");
+    const int K = KH * KW * C, my_k = threadIdx.x % A_LANES * VEC, my_o = threadIdx.x % B_LANES * VEC;
     Tap tap(my_k, C, KW);
     auto fetch = [&](int step) {  // the panels of one step of BK, called for 0, 1, 2, … in turn
         const int stage = step % STAGES;
         const int down = direction * tap.kh, right = direction * tap.kw;
 #pragma unroll
-        for (int row = threadIdx.x / A_LANES; row < BM; row += THREADS / A_LANES) {
+        for (int i = 0; i < BM; i += A_ROWS) {
+            const int row = threadIdx.x / A_LANES + i;
             const Pixel pixel = pixels[row];
             const int h = pixel.h + down, v = pixel.w + right;
             const bool inside = 0 <= h && h < H && 0 <= v && v < W && tap.kh < KH;
@@ -147,9 +149,9 @@ convolve(const T* x, const T* filters, T* y, const T* bias, const T* mask, int b
             cp_async<VEC * sizeof(T)>(&panels[stage][row][my_k], from, inside);
         }
 #pragma unroll
-        for (int i = threadIdx.x; i < BK * B_LANES; i += THREADS) {
-            const int row = i / B_LANES, column = i % B_LANES * VEC, k = step * BK + row, o = first_o + column;
-            cp_async<VEC * sizeof(T)>(&filter_panels[stage][row][column], filters + (k * O + o), k < K && o < O);
+        for (int i = 0; i < BK; i += B_ROWS) {
+            const int row = threadIdx.x / B_LANES + i, k = step * BK + row, o = first_o + my_o;
+            cp_async<VEC * sizeof(T)>(&filter_panels[stage][row][my_o], filters + (k * O + o), k < K && o < O);
         }
         tap.advance(BK, C, KW);
     };
@@ -242,21 +244,23 @@ grad_weight(const T* dy, const T* x, T* dw, int N, int C, int H, int W, int O, i
         }
     };
 
-    constexpr int A_LANES = BM / VEC, B_LANES = BN / VEC;
-    static_assert(THREADS % B_LANES == 0, "a thread copies the same tap of several pixels");
-    const int my_column = threadIdx.x % B_LANES * VEC;
+    constexpr int A_LANES = BM / VEC, B_LANES = BN / VEC, A_ROWS = THREADS / A_LANES, B_ROWS = THREADS / B_LANES;
+    static_assert(THREADS % A_LANES == 0 && BK % A_ROWS == 0, "a thread copies the same filter of several pixels");
+    static_assert(THREADS % B_LANES == 0 && BK % B_ROWS == 0, "and the same tap");
+    const int my_o = threadIdx.x % A_LANES * VEC, my_column = threadIdx.x % B_LANES * VEC;
     const Tap tap(first_k + my_column, C, KW);
-    const T* const dy_part = dy + (first_p * O + first_o);
+    const T* const my_dy = dy + (first_p * O + first_o + my_o);
     auto fetch = [&](int step) {
         const int stage = step % STAGES;
 #pragma unroll
-        for (int i = threadIdx.x; i < BK * A_LANES; i += THREADS) {
-            const int row = step * BK + i / A_LANES, column = i % A_LANES * VEC;
-            const bool inside = row < count && first_o + column < O;
-            cp_async<VEC * sizeof(T)>(&panels[stage][i / A_LANES][column], dy_part + (static_cast<long long>(row) * O + column), inside);
+        for (int i = 0; i < BK; i += A_ROWS) {
+            const int row = threadIdx.x / A_LANES + i, p = step * BK + row;
+            const bool inside = p < count && first_o + my_o < O;
+            cp_async<VEC * sizeof(T)>(&panels[stage][row][my_o], my_dy + static_cast<long long>(p) * O, inside);
         }
 #pragma unroll
-        for (int row = threadIdx.x / B_LANES; row < BK; row += THREADS / B_LANES) {
+        for (int i = 0; i < BK; i += B_ROWS) {
+            const int row = threadIdx.x / B_LANES + i;
             const Pixel pixel = pixels[step % 2][row];
             const int h = pixel.h + tap.kh, v = pixel.w + tap.kw;
             const bool inside = 0 <= h && h < H && 0 <= v && v < W && tap.kh < KH;

@@ -53,8 +53,8 @@ class Tile:
 TILES = {
     4: (
         Tile(128, 128, 8, 8, BLOCKS=2, speed=1.0),
-        Tile(128, 64, 8, 8, BLOCKS=4, speed=0.95),
-        Tile(64, 64, 8, 4, BLOCKS=4, speed=0.75),
+        Tile(128, 64, 8, 8, BLOCKS=3, speed=0.95),
+        Tile(64, 64, 8, 4, BLOCKS=5, speed=0.75),
         Tile(32, 32, 4, 4, BLOCKS=8, speed=0.5),
     ),
     8: (Tile(64, 64, 4, 4, BLOCKS=2, speed=1.0), Tile(32, 32, 4, 4, BLOCKS=4, speed=0.8)),
