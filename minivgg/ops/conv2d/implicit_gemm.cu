@@ -29,6 +29,9 @@ struct alignas(16) Run { T of[RUN]; };
 __device__ __forceinline__ int my_place_down() { return threadIdx.x / 32 % (DOWN / 8) * 8 + threadIdx.x % 32 / 4; }
 __device__ __forceinline__ int my_place_across() { return threadIdx.x / 32 / (DOWN / 8) * 4 + threadIdx.x % 4; }
 
+// Of 8 rows the 0th, 4th, 1st, 5th, …: two of these in turn, half a PITCH of banks apart, are written without conflict.
+__device__ __forceinline__ unsigned spread(unsigned row) { return row / 8 * 8 + row % 2 * 4 + row / 2 % 4; }
+
 // A thread's `count` numbers of a row of shared memory: runs of 16 bytes, `threads` of which lie side by side.
 template <int count, int threads>
 __device__ __forceinline__ void read_runs(const T* row, int place, Acc (&numbers)[count]) {
@@ -141,7 +144,7 @@ convolve(const T* x, const T* filters, T* y, const T* bias, const T* mask, int b
         const int down = direction * tap.kh, right = direction * tap.kw;
 #pragma unroll
         for (int i = 0; i < BM; i += A_ROWS) {
-            const int row = threadIdx.x / A_LANES + i;
+            const int row = spread(threadIdx.x / A_LANES + i);
             const Pixel pixel = pixels[row];
             const int h = pixel.h + down, v = pixel.w + right;
             const bool inside = 0 <= h && h < H && 0 <= v && v < W && tap.kh < KH;

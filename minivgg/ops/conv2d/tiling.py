@@ -75,7 +75,10 @@ def _multiprocessors(device: int) -> int:
 
     return cupy.cuda.Device(device).attributes["MultiProcessorCount"]
 
-def choose(rows: int, columns: int, terms: int, itemsize: int, processors: int, most_parts: int = 1) -> tuple[Tile, int]:
+
+def choose(
+    rows: int, columns: int, terms: int, itemsize: int, processors: int, most_parts: int = 1
+) -> tuple[Tile, int]:
     """The tile, and into how many parts to cut the sums of `terms` terms, by which the busiest multiprocessor is done
     first: the number of its tiles, times the terms of a part and what it takes to begin and end one; and if there are
     parts to add, all multiprocessors do that together."""
