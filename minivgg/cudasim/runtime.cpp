@@ -244,9 +244,9 @@ void cudasim_copies_wait(int groups_left) {
     size_t kept = 0;
     for (auto& copy : me.copies) {
         if (copy.group < me.groups - groups_left) {
-            watch_access(copy.from, copy.size, READ, copy.pc);
+            if (copy.from) watch_access(copy.from, copy.size, READ, copy.pc);
             watch_access(copy.to, copy.size, WRITE, copy.pc);
-            memcpy(copy.to, copy.from, copy.size);
+            copy.from ? memcpy(copy.to, copy.from, copy.size) : memset(copy.to, 0, copy.size);
         } else me.copies[kept++] = copy;
     }
     me.copies.resize(kept);
