@@ -14,6 +14,7 @@ The map, from the ground up; each floor uses only those below it:
     gradcheck/  is a gradient right, and if not, what kind of wrong is it?
     bench/      honest timing, and the races against PyTorch
     testing/    the conformance suite: what our tests run, and what an op of yours is held to
+    exercises/  those of the tutorials, and who looks at a learner's answers
     cli/        the command line, one file a command
 
 Dimensions have one name each, everywhere:
