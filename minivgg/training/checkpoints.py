@@ -15,7 +15,8 @@ _KEY = "minivgg"  # the entry of the file's own metadata that holds the descript
 
 
 def save(path: Path, arrays: dict[str, np.ndarray], description: dict) -> None:
-    """Write `arrays` (name → array, on any device) and a JSON-able `description` to `path`, which changes at once."""
+    """Write `arrays` (name → array, on any device) and a JSON-able `description` to `path`, replacing it only once
+    complete."""
     arrays = {name: np.ascontiguousarray(to_cpu(value)) for name, value in arrays.items()}
     with atomically(path) as temporary:
         save_file(arrays, temporary, metadata={_KEY: json.dumps(description)})

@@ -98,7 +98,7 @@ class Adam(Optimizer):
 def clip_gradients(params: dict[str, Param], max_norm: float):
     """Scale all gradients together so that their joint L2 norm is at most `max_norm`; returns the norm before that.
 
-    The norm is a float; of gradients on a GPU, an array of one float64 that stays there: the host need not wait.
+    The norm is a float; of gradients on a GPU, an array of one float64 that stays there, so that nobody waits for it.
     Pascanu, Mikolov, Bengio 2013, algorithm 1.
     """
     gradients = [memory_run(p.grad) for p in params.values() if p.grad is not None]
