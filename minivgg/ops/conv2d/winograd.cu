@@ -86,12 +86,11 @@ __device__ __forceinline__ T larger(T a, T b) { return b > a || b != b ? b : a; 
 // A tile's results for output c → y (N, H, W, C), which is half as high and wide as they are if pooled.
 __device__ __forceinline__ void store(const T (&tile)[TILE][TILE], T* y, IMAGE, Place at, int c, EPILOGUE) {
     const T b = biased ? bias[c] : T(0);
-    const int step = pooled ? 2 : 1;
 #pragma unroll
     for (int i = 0; i < TILE; i++) {
 #pragma unroll
         for (int j = 0; j < TILE; j++) {
-            const Place pixel = {at.n, (at.h + i) / step, (at.w + j) / step};
+            const Place pixel = {at.n, (at.h + i) >> pooled, (at.w + j) >> pooled};
             if ((pooled && (i | j) % 2 == 1) || !is_inside(pixel, N, H, W)) continue;
             T value = tile[i][j];
             if (pooled) value = larger(larger(value, tile[i][j | 1]), larger(tile[i | 1][j], tile[i | 1][j | 1]));
@@ -105,16 +104,18 @@ __device__ __forceinline__ void store(const T (&tile)[TILE][TILE], T* y, IMAGE, 
 }
 
 // ---- Phased: the launches around the products ----
+//
+// The places of one plane are counted by an int: 2³¹ of them in each of 16 planes would not fit on any GPU.
 
 // `tiles` tiles of x, from number `first` on → V (PLANES, tiles, C). They begin `up` and `left` of their outputs.
 extern "C" __global__ void transform_inputs(
     const T* x, T* V, IMAGE, int rows, int columns, int first, int up, int left, long long count) {
-    const long long i = global_thread();  // of the tiles · C places of a plane
+    const int i = static_cast<int>(global_thread());  // of the tiles · C places of a plane
     if (i >= count) return;
-    Place at = place(first + static_cast<int>(i / C), rows, columns);
+    Place at = place(first + i / C, rows, columns);
     at.h -= up, at.w -= left;
     T tile[SIDE][SIDE], v[SIDE][SIDE];
-    load(x, N, H, W, C, at, static_cast<int>(i % C), tile);
+    load(x, N, H, W, C, at, i % C, tile);
     sandwich<Inputs>(tile, v);
 #pragma unroll
     for (int p = 0; p < PLANES; p++) V[p * count + i] = v[p / SIDE][p % SIDE];
@@ -124,7 +125,7 @@ extern "C" __global__ void transform_inputs(
 // The loads of the one or the other are far apart; but all of w lies in the cache, and U is four times as large.
 extern "C" __global__ void transform_filters(
     const T* w, T* U, int O, int C, int width, int rotated, long long count) {
-    const long long i = global_thread();  // of the depth · width places of a plane
+    const int i = static_cast<int>(global_thread());  // of the depth · width places of a plane
     if (i >= count) return;
     const int row = i / width, column = i % width, o = rotated ? row : column, c = rotated ? column : row;
     T tile[3][3], u[SIDE][SIDE];
@@ -141,14 +142,14 @@ extern "C" __global__ void transform_filters(
 // M (PLANES, tiles, C) → what belongs to these tiles, from number `first` on, in y (N, H, W, C).
 extern "C" __global__ void transform_outputs(
     const T* M, T* y, IMAGE, int rows, int columns, int first, EPILOGUE, long long count) {
-    const long long i = global_thread();
+    const int i = static_cast<int>(global_thread());
     if (i >= count) return;
     T tile[SIDE][SIDE], results[TILE][TILE];
 #pragma unroll
     for (int p = 0; p < PLANES; p++) tile[p / SIDE][p % SIDE] = M[p * count + i];
     sandwich<Outputs>(tile, results);
-    const Place at = place(first + static_cast<int>(i / C), rows, columns);
-    store(results, y, N, H, W, C, at, static_cast<int>(i % C), bias, mask, biased, relu, masked, pooled);
+    const Place at = place(first + i / C, rows, columns);
+    store(results, y, N, H, W, C, at, i % C, bias, mask, biased, relu, masked, pooled);
 }
 
 // The tiles of dy (N, H, W, C) → D (PLANES, parts, C, tiles of a part): transposed, as the product Σ over tiles of D · V
@@ -169,7 +170,7 @@ extern "C" __global__ void transform_upstream(
 
 // G (PLANES, parts, O, C), added up over the parts in their order → dw (O, 3, 3, C).
 extern "C" __global__ void transform_gradient(const T* G, T* dw, int C, int parts, long long count) {
-    const long long i = global_thread();  // o · C + c
+    const int i = static_cast<int>(global_thread());  // o · C + c
     if (i >= count) return;
     T tile[SIDE][SIDE], results[3][3];
 #pragma unroll
@@ -180,7 +181,7 @@ extern "C" __global__ void transform_gradient(const T* G, T* dw, int C, int part
     }
     sandwich<Gradient>(tile, results);
 #pragma unroll
-    for (int tap = 0; tap < 9; tap++) dw[(i / C * 9 + tap) * C + i % C] = results[tap / 3][tap % 3];
+    for (int tap = 0; tap < 9; tap++) dw[(static_cast<long long>(i / C) * 9 + tap) * C + i % C] = results[tap / 3][tap % 3];
 }
 
 // ---- Fused: tiles in, products and tiles out in one block ----

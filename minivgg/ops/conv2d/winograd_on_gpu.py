@@ -16,7 +16,8 @@ from minivgg.ops.conv2d.toom_cook import in_c, matrices
 VARIANTS = ("phased", "fused")
 
 _FEW = 64  # channels, as C·O / (C + O) counts them
-_FUSED = {"BLOCK_TILES": 32, "BLOCK_OUTPUTS": 32, "STEP": 8, "AT_ONCE": 4}  # a block of winograd.cu's `convolve`
+_FUSED = {"BLOCK_TILES": 32, "BLOCK_OUTPUTS": 32, "STEP": 8}  # a block of winograd.cu's `convolve`
+_AT_ONCE = {2: 2, 4: 3}  # planes a warp: 8 and 12 warps, as many for each of a multiprocessor's four schedulers
 _SUMS = 64  # outputs on a side of what cuBLAS is assumed to give one block
 _BLOCKS = 264  # that keep a large GPU busy: two for each of 132 multiprocessors
 _PART = 256  # tiles that are worth a sum of their own
@@ -81,20 +82,20 @@ def transform_on_gpu(m: int, w, rotated=False, variant=None):
 
 
 def forward_on_gpu(m, x, w, spec: ConvSpec, bias=None, relu=False, prepared=None, pool=False, variant=None):
-    U = transform_on_gpu(m, w, variant=variant) if prepared is None else prepared
+    x, U = nhwc(x), transform_on_gpu(m, w, variant=variant) if prepared is None else prepared
     halves = 2 if pool else 1
     y = xp_of(x).empty((spec.N, spec.OH // halves, spec.OW // halves, spec.O), x.dtype)
     run = _convolutions[variant or variant_for(m, spec.C, spec.O, x)]
-    run(m, nhwc(x), U, y, _grid(m, spec.OH, spec.OW), spec.padding, _epilogue(x, bias, relu, pool=pool))
+    run(m, x, U, y, _grid(m, spec.OH, spec.OW), spec.padding, _epilogue(x, bias, relu, pool=pool))
     return nchw(y)
 
 
 def grad_input_on_gpu(m, dy, w, spec: ConvSpec, mask=None, variant=None):
-    U = transform_on_gpu(m, w, rotated=True, variant=variant)
+    dy, U = nhwc(dy), transform_on_gpu(m, w, rotated=True, variant=variant)
     dx = xp_of(dy).empty((spec.N, spec.H, spec.W, spec.C), dy.dtype)
     run = _convolutions[variant or variant_for(m, spec.C, spec.O, dy)]
     offset = (2 - spec.padding[0], 2 - spec.padding[1])
-    run(m, nhwc(dy), U, dx, _grid(m, spec.H, spec.W), offset, _epilogue(dy, mask=mask))
+    run(m, dy, U, dx, _grid(m, spec.H, spec.W), offset, _epilogue(dy, mask=mask))
     return nchw(dx)
 
 
@@ -124,15 +125,15 @@ def _phased_on_gpu(m, x, U, y, grid, offset, epilogue):
 
 def _tiles_at_once(tiles: int, tile_bytes: int) -> int:
     """As many as the workspace holds, in chunks of one size or nearly so."""
-    chunks = -(-tiles * tile_bytes // workspace.limit())
-    return -(-tiles // min(chunks, tiles))
+    chunks = -(-tiles // max(1, workspace.limit() // tile_bytes))
+    return -(-tiles // chunks)
 
 
 def _fused_on_gpu(m, x, U, y, grid, offset, epilogue):
     (N, H, W, C), (_, OH, OW, O), P = x.shape, y.shape, _planes(m)
-    launch = _kernel("convolve", m, x.dtype, FUSED=True, SHARED=_shared(m), **_FUSED)
+    launch = _kernel("convolve", m, x.dtype, FUSED=True, AT_ONCE=_AT_ONCE[m], SHARED=_shared(m), **_FUSED)
     blocks = -(-N * grid[0] * grid[1] // _FUSED["BLOCK_TILES"]) * -(-O // _FUSED["BLOCK_OUTPUTS"])
-    threads = P // _FUSED["AT_ONCE"] * 32
+    threads = P // _AT_ONCE[m] * 32
     launch(blocks, threads, x, U, y, N, H, W, C, O, OH, OW, *grid, *offset, *epilogue, shared_mem=_shared(m))
 
 
