@@ -41,7 +41,9 @@ _READING = 1 << 23  # the same for a product with a vector, where each multiply-
 def gemm(a, b, out=None):
     """a (M, K) · b (K, N) → (M, N), into `out` if given; both factors may be transposed views.
 
-    On a GPU it is cuBLAS's. Cost: 2·M·K·N FLOP. Each factor is read once if its other dimension fits a block (M ≤ 224 for b, N ≤ 512 for a).
+    On a GPU it is cuBLAS's; see `gemm_on_gpu` for our own there.
+
+    Cost: 2·M·K·N FLOP. Each factor is read once if its other dimension fits a block (M ≤ 224 for b, N ≤ 512 for a).
     """
     if on_gpu(a):
         with np.errstate(all="ignore"):  # as below, where NumPy stands in for cuBLAS
