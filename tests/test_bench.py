@@ -191,7 +191,7 @@ def test_an_answer_that_is_wrong_is_no_result(monkeypatch):
     assert row["results"]["minivgg wrong"] == {"failure": "the result is wrong: its error is 2.8e-01"}
     assert row["results"]["PyTorch NCHW"] == {"failure": "no"}
     right = row["results"]["minivgg right"]
-    assert (right["gflops"], right["times_pytorch"]) == (20, 1)
+    assert (right["gflops"], right["times_rival"]) == (20, 1)
     assert right["share_of_limit"] == pytest.approx(0.1 / 0.5)  # 10 GFLOP at 100 GFLOP/s; the bytes take 25 ms
     assert (row["fma_gflops"], row["busy"]) == (100, 0.25)
 
@@ -213,7 +213,7 @@ def test_a_race_of_naive_and_im2col_from_end_to_end(monkeypatch, tmp_path, capsy
         naive, im2col = row["results"].values()
         assert min(naive["seconds"], im2col["seconds"]) > 0
         assert max(naive["error"], im2col["error"]) < 1e-6
-        assert naive["times_pytorch"] is None
+        assert naive["times_rival"] is None
     with Image.open(tmp_path / "race.png") as image:
         image.load()
 
@@ -259,7 +259,7 @@ def conv_record(rival=True):
     def result(seconds):
         ratio = 2 / seconds if rival else None
         spread = {"lower": seconds - 0.5, "upper": seconds + 0.5, "samples": 3, "memory_bytes": None}
-        said = {"gflops": 8 / seconds, "share_of_limit": 1 / seconds, "times_pytorch": ratio, "error": 1e-7 * seconds}
+        said = {"gflops": 8 / seconds, "share_of_limit": 1 / seconds, "times_rival": ratio, "error": 1e-7 * seconds}
         return {"seconds": seconds, **spread, **said}
 
     rows = []

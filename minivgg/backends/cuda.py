@@ -7,9 +7,20 @@
 included or said by options, because CuPy's disk cache knows a kernel by its text.
 
 Where the arrays are decides where it runs: see `backends.array`. Nothing is compiled before the first launch.
+
+A file lists the choices that it may be compiled with, in comment lines such as
+
+    // variants: T=float|double TILE=8|16
+    // variants: T=__half TILE=16
+
+each of which stands for all combinations of what it names (and for one without defines, if it names nothing); types are
+C's or NumPy's (uint8). No others are compiled: so the tests, which have NVRTC compile each variant and read what it
+takes, know all that can ever run.
 """
 
 import functools
+import itertools
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -30,8 +41,24 @@ _TYPES = {"float16": "__half", "float32": "float", "float64": "double", "uint8":
 
 @functools.lru_cache(1024)
 def kernel(file: str, name: str, **defines) -> "Kernel":
-    """The kernel `name` of `file` (relative to the package), compiled with `defines`: numbers, names or dtypes."""
+    """The kernel `name` of `file` (relative to the package), compiled with `defines`: numbers, names or dtypes.
+
+    Raises ValueError for defines that are none of the file's `variants`.
+    """
     return Kernel(file, name, tuple(sorted((key, _c_name(value)) for key, value in defines.items())))
+
+
+@functools.cache
+def variants(file: str) -> list[dict[str, str]]:
+    """The defines of every variant that `file` lists; none where it lists nothing. ValueError for what is no list."""
+    found = []
+    for line in re.findall(r"^// variants:(.*)", (PACKAGE / file).read_text(encoding="utf-8"), re.MULTILINE):
+        if not all(re.fullmatch(r"\w+=\w+(\|\w+)*", word) for word in line.split()):
+            raise ValueError(f'{file}: "// variants:{line}" should look like "// variants: T=float|double TILE=16"')
+        names, values = zip(*(word.split("=") for word in line.split()), strict=True) if line.split() else ((), ())
+        choices = itertools.product(*([_TYPES.get(v, v) for v in value.split("|")] for value in values))
+        found += [dict(zip(names, choice, strict=True)) for choice in choices]
+    return found
 
 
 def _c_name(value) -> str:
@@ -71,6 +98,9 @@ class Kernel:
 
     def __init__(self, file: str, name: str, defines: tuple[tuple[str, str], ...]):
         self.file, self.name, self.defines = file, name, dict(defines)
+        if self.defines not in variants(file):
+            asked = " ".join(f"{key}={value}" for key, value in defines)
+            raise ValueError(f'{file} has no variant "{asked}": its lines "// variants: …" say what there is')
 
     def source(self, simulated: bool = False) -> str:
         """All that is compiled; errors still name the kernel's own file and lines."""

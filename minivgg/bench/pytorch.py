@@ -32,6 +32,29 @@ def installed() -> bool:
     return importlib.util.find_spec("torch") is not None
 
 
+def why_not(device: str) -> str | None:
+    """Why there is no PyTorch to race against on "cpu" or "cuda"; None if there is."""
+    if not installed():
+        return "PyTorch is not installed"
+    if device == "cuda":
+        import torch
+
+        if not torch.cuda.is_available():
+            return f"PyTorch {torch.__version__} finds no GPU"
+    return None
+
+
+def set_precision(precision: str) -> None:
+    """On a GPU: have convolutions and products of float32 done strictly ("fp32") or with TF32's factors ("tf32"), and
+    cuDNN's algorithms chosen by trial."""
+    import torch
+
+    kind = "ieee" if precision == "fp32" else "tf32"
+    torch.backends.cudnn.conv.fp32_precision = kind
+    torch.backends.cuda.matmul.fp32_precision = kind
+    torch.backends.cudnn.benchmark = True
+
+
 def _torch():
     import torch
 
@@ -47,19 +70,25 @@ def _format(channels_last: bool):
 def convolution(x, w, dy, spec: ConvSpec, direction: str, *, channels_last: bool) -> Callable[[], np.ndarray]:
     """One pass of a convolution: "forward", "grad_input" or "grad_weight" → y, dx or dw."""
     torch = _torch()
-    x, w, dy = (torch.from_numpy(a).clone(memory_format=_format(channels_last)) for a in (x, w, dy))
+    tensors = [torch.from_numpy(a).clone(memory_format=_format(channels_last)) for a in (x, w, dy)]
+    run = convolution_of(spec, direction)
+    return lambda: run(*tensors).numpy()
+
+
+def convolution_of(spec: ConvSpec, direction: str) -> Callable:
+    """A function of tensors x, w and dy → y, dx or dw, on whatever device they are."""
+    import torch
 
     @torch.inference_mode()
-    def forward():
-        return torch.nn.functional.conv2d(x, w, None, spec.stride, spec.padding).numpy()
+    def forward(x, w, dy):
+        return torch.nn.functional.conv2d(x, w, None, spec.stride, spec.padding)
 
     wanted = [direction == "grad_input", direction == "grad_weight", False]  # dx, dw, db
     geometry = list(spec.stride), list(spec.padding), [1, 1], False, [0, 0], 1
 
     @torch.inference_mode()
-    def backward():
-        gradients = torch.ops.aten.convolution_backward(dy, x, w, None, *geometry, wanted)
-        return gradients[wanted.index(True)].numpy()
+    def backward(x, w, dy):
+        return torch.ops.aten.convolution_backward(dy, x, w, None, *geometry, wanted)[wanted.index(True)]
 
     return forward if direction == "forward" else backward
 

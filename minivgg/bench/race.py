@@ -30,10 +30,11 @@ class Worker:
     """A contestant's process, started when first asked for something, and again after it died. A context manager.
 
     `threads` is what each library in it may use; `imports` are modules to import, whose memory is not counted.
+    `program` is the module that runs there.
     """
 
-    def __init__(self, threads: int, imports: tuple[str, ...] = ()):
-        self.threads, self.imports = threads, imports
+    def __init__(self, threads: int, imports: tuple[str, ...] = (), program: str = "minivgg.bench.worker"):
+        self.threads, self.imports, self.program = threads, imports, program
         self._process: subprocess.Popen | None = None
         self._errors = None  # the process's standard error, a file
 
@@ -68,7 +69,7 @@ class Worker:
     def _start(self) -> None:
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115, closed with the process
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "minivgg.bench.worker", *self.imports],
+            [sys.executable, "-m", self.program, *self.imports],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._errors,
@@ -171,6 +172,7 @@ def heat(
     seconds: float,
     value: bool = False,
     progress: Callable[[str], None] = lambda doing: None,
+    alone: bool = False,
 ) -> tuple[dict[str, Result], float | None]:
     """Race the entries: name → (worker, what its `prepare` takes). All prepare and warm up; then everybody gives one
     sample, then everybody the next, until there are `samples` of each. A sample is the mean over `turn` seconds at
@@ -180,6 +182,7 @@ def heat(
 
     A contestant so slow that its next sample would bring it past `seconds` in all stops early, but never without a
     sample. One that fails says so in its result and leaves the others to race on. `progress` is told what goes on.
+    `alone` says that nobody else uses what is timed, a GPU: then there are no pauses, and nobody is busy.
     """
     check(samples, seconds)
     results, neighbours = {name: Result() for name in entries}, Neighbours()
@@ -203,7 +206,8 @@ def heat(
             if taken and sum(taken) + taken[-1] > seconds:
                 continue
             progress(f"{name}, sample {number + 1} of {samples}")
-            neighbours.pause()
+            if not alone:
+                neighbours.pause()
             taken.append(ask(name, ("sample", turn)))
     for name in still_running():
         result = results[name]

@@ -22,14 +22,14 @@ WRONG = 1e-4  # an error that no order of float32 additions explains: whoever ma
 PEAK = "FMA peak"  # a contestant that does multiply-adds in registers, and nothing else
 
 
-def is_pytorch(name: str) -> bool:
-    """Whether a contestant is a rival."""
-    return name.startswith("PyTorch")
+def is_rival(name: str) -> bool:
+    """Whether a contestant is none of ours."""
+    return not name.startswith("minivgg")
 
 
 def worker_for(name: str, threads: int) -> Worker:
     """A process for a contestant."""
-    return Worker(threads, pytorch.MODULES if is_pytorch(name) else ())
+    return Worker(threads, pytorch.MODULES if name.startswith("PyTorch") else ())
 
 
 def recorded(race: str, machine: dict, settings: dict, run_heats: Callable[[dict], list[dict]]) -> dict:
@@ -78,23 +78,30 @@ def race(
     fma = limits["fma_gflops"] if top.failure else top.value / top.median / 1e9
     bandwidth = max(rate for name, rate in limits.items() if name.endswith("_gbs"))
     least = max(flop / fma, nbytes / bandwidth) / 1e9
-    rivals = [result.median for name, result in results.items() if is_pytorch(name) and not result.failure]
-    rival = min(rivals, default=None)
-    judged = {name: _judge(result, flop, least, rival, reference) for name, result in results.items()}
+    errors = {n: error(r.value, reference) for n, r in results.items() if reference is not None and not r.failure}
+    rival = best_rival(results)
+    judged = {name: judge(result, flop, least, rival, errors.get(name)) for name, result in results.items()}
     return {"flop": flop, "bytes": nbytes, "fma_gflops": fma, "busy": busy, "results": judged}
 
 
-def _judge(result: Result, flop: int, least: float, rival: float | None, reference) -> dict:
-    """A result as a dict, with GFLOP/s, share of the limit, how many times as fast as the best of PyTorch, error."""
+def best_rival(results: dict[str, Result]) -> float | None:
+    """The lowest median of those that are not ours; None if there are none."""
+    return min((r.median for name, r in results.items() if is_rival(name) and not r.failure), default=None)
+
+
+def judge(
+    result: Result, flop: int, least: float, rival: float | None, found: float | None, wrong: float = WRONG
+) -> dict:
+    """A result as a dict, with GFLOP/s, share of the limit, how many times as fast as the best rival, and the error
+    that was found, of which `wrong` is too much."""
     if result.failure:
         return {"failure": result.failure}
-    found = None if reference is None else error(result.value, reference)
-    if found is not None and not found < WRONG:
+    if found is not None and not found < wrong:
         return {"failure": f"the result is wrong: its error is {found:.1e}"}
     return result.as_dict() | {
         "gflops": flop / result.median / 1e9,
         "share_of_limit": least / result.median,
-        "times_pytorch": rival / result.median if rival else None,
+        "times_rival": rival / result.median if rival else None,
         "error": found,
     }
 

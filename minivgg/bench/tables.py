@@ -3,13 +3,18 @@
 import math
 from dataclasses import dataclass
 
-from minivgg.bench.record import is_pytorch
+from minivgg.bench.record import is_rival
 
 COUNTED = (
     "GFLOP/s count every algorithm as direct convolution, two FLOP for each multiply-add of the seven loops; Winograd "
     "does with fewer, and so may pass 100% of the limit"
 )
+ERROR = "Error: ‖result − reference‖ / ‖reference‖, with a reference in float64."
 BUSY = 0.05  # share of the cores from which on a machine is not quiet
+_MEMORY = (
+    "Memory is the most that the process held beyond what it held after its imports: inputs, weights, scratch and "
+    "compiled code."
+)
 _VERSIONS = ("Python", "NumPy", "Numba", "PyTorch")
 _PASSES = {"forward": "forward", "grad_input": "input gradient", "grad_weight": "weight gradient"}
 
@@ -47,8 +52,10 @@ def times(ratio: float | None) -> str:
 
 
 def tables(record: dict) -> list[Table]:
-    """The summary first, then the details. Where there was no PyTorch, there are no ratios."""
-    return {"conv": _conv, "vgg": _vgg}[record["race"]](record)
+    """The summary first, then the details. Where there was no rival, there are no ratios."""
+    from minivgg.bench import tables_gpu  # which stands on this file
+
+    return {"conv": _conv, "vgg": _vgg, "conv_gpu": tables_gpu.conv, "vgg_gpu": tables_gpu.vgg}[record["race"]](record)
 
 
 def summary(record: dict) -> Table:
@@ -57,11 +64,11 @@ def summary(record: dict) -> Table:
 
 
 def _conv(record: dict) -> list[Table]:
-    return [_conv_totals(record), _details(record, lambda row: f"{layer_names(row)} {_PASSES[row['pass']]}")]
+    return [_conv_totals(record), details(record, lambda row: f"{layer_names(row)} {_PASSES[row['pass']]}")]
 
 
 def _vgg(record: dict) -> list[Table]:
-    return [_vgg_matrix(record), _details(record, lambda row: task_name(row))]
+    return [_vgg_matrix(record), details(record, lambda row: task_name(row))]
 
 
 # ---- Convolutions
@@ -73,27 +80,34 @@ def layer_names(row: dict) -> str:
     return first + (f"–{rest[-1].rpartition('_')[2]}" if rest else "")
 
 
-def _conv_totals(record: dict) -> Table:
-    """A line for each contestant: time of each pass over all layers, and how it compares with PyTorch and the limit."""
-    settings, rows, partial = record["settings"], record["rows"], False
-    ratios = any(is_pytorch(name) for name in record["contestants"])
-    cells = []
-    for name in record["contestants"]:
-        done = [row for row in rows if "seconds" in row["results"][name]]
+def totals(rows: list[dict], names: list[str], ratios: bool) -> tuple[list[str], list[list[str]], bool]:
+    """Head and lines of a table, one for each contestant: time of each pass over all layers, and how it compares with
+    its best rival and the limit; and whether some do only some of the layers."""
+    cells, partial = [], False
+    for name in names:
+        done = [row for row in rows if "seconds" in row["results"].get(name, {})]
         line = [name]
         for direction in _PASSES:
             here = [row for row in done if row["pass"] == direction]
             fewer = len(here) < sum(row["pass"] == direction for row in rows)
             partial |= fewer and bool(here)
-            line.append(_total(name, here) + ("*" if fewer and here else ""))
-        line.append(_total(name, done) if len(done) == len(rows) else "")
+            line.append(total(name, here) + ("*" if fewer and here else ""))
+        line.append(total(name, done) if len(done) == len(rows) else "")
         if ratios:
-            line.append(_range([row["results"][name]["times_pytorch"] for row in done]))
+            line.append(_range([row["results"][name]["times_rival"] for row in done]))
         line.append(_percent(_mean_share(name, done)))
         line.append(f"{max(row['results'][name]['error'] for row in done):.1e}" if done else "")
         cells.append(line)
+    head = ["", *_PASSES.values(), "all three", *(["each layer"] if ratios else []), "of the limit", "error up to"]
+    return head, cells, partial
+
+
+def _conv_totals(record: dict) -> Table:
+    settings, rows, names = record["settings"], record["rows"], record["contestants"]
+    ratios = any(map(is_rival, names))
+    head, cells, partial = totals(rows, names, ratios)
     caption = (
-        f"Time of {_count(rows)} of VGG-16 at batch {settings['batch']}, {settings['size']}×{settings['size']} pixels, "
+        f"Time of {count(rows)} of VGG-16 at batch {settings['batch']}, {settings['size']}×{settings['size']} pixels, "
         f"float32, {settings['threads']} threads: {_samples(settings)}, summed"
     )
     if ratios:
@@ -101,21 +115,20 @@ def _conv_totals(record: dict) -> Table:
             "; in brackets, and as the range over layers and passes, how many times as fast as the better of PyTorch's "
             "two ways with the same layer"
         )
-    caption += f". Each gets its data in the memory order it likes best. {COUNTED}. {_error_says()}"
+    caption += f". Each gets its data in the memory order it likes best. {COUNTED}. {ERROR}"
     caption += " * Only the layers that it does." if partial else ""
-    head = ["", *_PASSES.values(), "all three", *(["each layer"] if ratios else []), "of the limit", "error up to"]
     return Table(head, cells, f"{caption}\n\n{limits_say(record)}")
 
 
-def _total(name: str, rows: list[dict]) -> str:
+def total(name: str, rows: list[dict]) -> str:
     """Seconds of a contestant over rows, each as often as VGG-16 has it, and the ratio to PyTorch's best of each."""
     if not rows:
         return ""
     seconds = sum(len(row["layers"]) * row["results"][name]["seconds"] for row in rows)
-    if any(row["results"][name]["times_pytorch"] is None for row in rows):
+    if any(row["results"][name]["times_rival"] is None for row in rows):
         return duration(seconds)
     rival = sum(
-        len(row["layers"]) * row["results"][name]["seconds"] * row["results"][name]["times_pytorch"] for row in rows
+        len(row["layers"]) * row["results"][name]["seconds"] * row["results"][name]["times_rival"] for row in rows
     )
     return f"{duration(seconds)} ({times(rival / seconds)})"
 
@@ -136,7 +149,7 @@ def _percent(share: float | None) -> str:
     return "" if share is None else f"{share:.0%}"
 
 
-def _count(rows: list[dict]) -> str:
+def count(rows: list[dict]) -> str:
     names = {layer for row in rows for layer in row["layers"]}
     return f"the {len(names)} convolutions" if len(names) > 1 else "one convolution"
 
@@ -158,22 +171,25 @@ def _samples(settings: dict) -> str:
 
 
 def _vgg_matrix(record: dict) -> Table:
-    """Tasks by contestants: seconds, and the ratio to the best of PyTorch."""
     settings, names = record["settings"], record["contestants"]
-    ratios = any(map(is_pytorch, names))
-    cells = [[task_name(row), *(_cell(row["results"].get(name)) for name in names)] for row in record["rows"]]
     caption = (
         f"VGG-16, float32, {settings['threads']} threads: {_samples(settings)}"
-        + ("; in brackets, how many times as fast as the best of PyTorch's ways" if ratios else "")
+        + ("; in brackets, how many times as fast as the best of PyTorch's ways" if any(map(is_rival, names)) else "")
         + ". A step is forward, backward and SGD with momentum, dropout included."
     )
-    failures = dict.fromkeys(
-        f"{name}: {result['failure']}"
-        for row in record["rows"]
-        for name, result in row["results"].items()
-        if "failure" in result
-    )
-    return Table(["", *names], cells, "\n\n".join([caption, *failures, limits_say(record)]))
+    return Table(["", *names], matrix(record, task_name), "\n\n".join([caption, *failures(record), limits_say(record)]))
+
+
+def matrix(record: dict, title) -> list[list[str]]:
+    """Tasks by contestants: seconds, and the ratio to the best rival."""
+    names = record["contestants"]
+    return [[title(row), *(_cell(row["results"].get(name)) for name in names)] for row in record["rows"]]
+
+
+def failures(record: dict) -> list[str]:
+    """A line for each way in which a contestant failed."""
+    results = [pair for row in record["rows"] for pair in row["results"].items()]
+    return list(dict.fromkeys(f"{name}: {result['failure']}" for name, result in results if "failure" in result))
 
 
 def _cell(result: dict | None) -> str:
@@ -181,16 +197,17 @@ def _cell(result: dict | None) -> str:
         return ""
     if "failure" in result:
         return "failed"
-    ratio = result["times_pytorch"]
+    ratio = result["times_rival"]
     return duration(result["seconds"]) + (f" ({times(ratio)})" if ratio else "")
 
 
 # ---- Both
 
 
-def _details(record: dict, title) -> Table:
+def details(record: dict, title, memory: str = _MEMORY) -> Table:
     """A line for each task and contestant."""
-    head = ["", "", "median", "quartiles", "× PyTorch", "GFLOP/s", "of the limit", "error", "memory"]
+    rival = "× rival" if record["race"].endswith("_gpu") else "× PyTorch"
+    head = ["", "", "median", "quartiles", rival, "GFLOP/s", "of the limit", "error", "memory"]
     cells = []
     for row in record["rows"]:
         for i, (name, result) in enumerate(row["results"].items()):
@@ -199,7 +216,7 @@ def _details(record: dict, title) -> Table:
                 line += [
                     duration(result["seconds"]),
                     f"{duration(result['lower'])} – {duration(result['upper'])}",
-                    times(result["times_pytorch"]),
+                    times(result["times_rival"]),
                     f"{result['gflops']:.0f}",
                     _percent(result["share_of_limit"]),
                     "" if result["error"] is None else f"{result['error']:.1e}",
@@ -208,10 +225,7 @@ def _details(record: dict, title) -> Table:
             else:
                 line += ["failed" if "failure" in result else "not done", *[""] * 6]
             cells.append(line)
-    caption = (
-        f"{COUNTED}. {_error_says()} Memory is the most that the process held beyond what it held after its imports: "
-        "inputs, weights, scratch and compiled code."
-    )
+    caption = f"{COUNTED}. {ERROR} {memory}"
     reasons = dict.fromkeys(
         f"{name}: {result.get('failure') or result['unsupported']}"
         for row in record["rows"]
@@ -221,17 +235,13 @@ def _details(record: dict, title) -> Table:
     return Table(head, cells, "\n".join([caption, *reasons]), left=2)
 
 
-def _error_says() -> str:
-    return "Error: ‖result − reference‖ / ‖reference‖, with a reference in float64."
-
-
 def limits_say(record: dict) -> str:
     """The limit, the machine, and whether it was ours alone."""
     peaks = sorted(round(row["fma_gflops"]) for row in record["rows"])
     found = f"{peaks[0]}" if peaks[0] == peaks[-1] else f"{peaks[0]} to {peaks[-1]}"
     bandwidth = max(rate for name, rate in record["limits"].items() if name.endswith("_gbs"))
     versions = {name: said for name, said in record["machine"].items() if name in _VERSIONS}
-    if not any(is_pytorch(name) for name in record["contestants"]):
+    if not any(is_rival(name) for name in record["contestants"]):
         del versions["PyTorch"]
     machine = [record["machine"]["CPU"], *(f"{name} {said.split()[0]}" for name, said in versions.items())]
     return (

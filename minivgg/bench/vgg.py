@@ -138,9 +138,9 @@ def _row(task: Task, limits: dict, settings: dict, tell) -> dict:
                 for name, make in contestants(task.what).items()
             },
             stack.enter_context(Worker(threads)),
-            **_needs(task, book),
+            **needs(task, book),
             limits=limits,
-            reference=_scores(task) if task.what == "forward" else None,
+            reference=scores(task) if task.what == "forward" else None,
             **{name: settings[name] for name in ("samples", "turn", "seconds")},
             progress=tell,
         )
@@ -159,7 +159,7 @@ def choose(names: list[str]) -> tuple[Task, ...]:
     return tuple(known[name] for name in names)
 
 
-def _needs(task: Task, book: Ledger) -> dict[str, int]:
+def needs(task: Task, book: Ledger) -> dict[str, int]:
     """FLOP and bytes that a task cannot do without.
 
     A step has two products for each one of a forward, but the first layer's input has no gradient. Bytes are those of
@@ -172,6 +172,6 @@ def _needs(task: Task, book: Ledger) -> dict[str, int]:
     return {"flop": 2 * (3 * book.macs - first), "nbytes": 8 * 4 * book.parameters}
 
 
-def _scores(task: Task) -> np.ndarray:
-    """What a forward should compute, in float64."""
-    return task.model(algorithm="im2col").astype(np.float64).forward(task.data()[0].astype(np.float64))
+def scores(task: Task, images: int | None = None) -> np.ndarray:
+    """What a forward should compute, in float64, for the first `images` (None: all)."""
+    return task.model(algorithm="im2col").astype(np.float64).forward(task.data()[0][:images].astype(np.float64))

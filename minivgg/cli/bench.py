@@ -114,7 +114,7 @@ def _race(run, arguments, chosen: dict) -> int:
     """Run, print and save a race; the exit status says whether one of our own contestants failed."""
     from minivgg.bench import pictures, pytorch
     from minivgg.bench.race import cores
-    from minivgg.bench.record import is_pytorch, save
+    from minivgg.bench.record import is_rival, save
     from minivgg.bench.tables import tables
     from minivgg.cli.info import describe
     from minivgg.insight.pictures import save as save_picture
@@ -138,4 +138,4 @@ def _race(run, arguments, chosen: dict) -> int:
     if arguments.picture:
         save_picture(pictures.picture(record), arguments.picture)
     results = [(name, result) for row in record["rows"] for name, result in row["results"].items()]
-    return int(any("failure" in result for name, result in results if not is_pytorch(name)))
+    return int(any("failure" in result for name, result in results if not is_rival(name)))

@@ -1,4 +1,5 @@
 // ReLU and its gradient: a thread an element, neighbours side by side, so that a warp reads and writes whole sectors.
+// variants: T=float|double|__half
 
 extern "C" __global__ void relu_forward(const T* x, T* y, long long count) {
     const long long i = global_thread();

@@ -2,6 +2,7 @@
 //
 // Arrays lie in memory as (N, C, H, W), (O, C, KH, KW) and (N, O, OH, OW). No two threads write to one place: a gradient
 // is gathered, each element of it looking for the products that it had a part in.
+// variants: T=float|double|__half
 
 #define GEOMETRY                                                                                                   \
     int N, int C, int H, int W, int O, int KH, int KW, int OH, int OW, int stride_h, int stride_w, int padding_h, \
