@@ -38,69 +38,7 @@ def drawn(case):
     return spec, *(rng.standard_normal(shape) for shape in (x_shape, spec.w_shape, spec.y_shape))
 
 
-def expected_gradients(x, w, dy, spec):
-    """dx by handing each output's share back to the pixels it looked at, and dw."""
-    seen = oracles.windows(x, (spec.KH, spec.KW), spec.stride, spec.padding)
-    dw = np.einsum("nohw,nchwij->ocij", dy, seen)
-    shares = np.einsum("nohw,ocij->nchwij", dy, w)
-    (top, left), (sh, sw) = spec.padding, spec.stride
-    padded = np.zeros((spec.N, spec.C, spec.H + 2 * top, spec.W + 2 * left))
-    for i, j in np.ndindex(spec.OH, spec.OW):
-        padded[:, :, i * sh : i * sh + spec.KH, j * sw : j * sw + spec.KW] += shares[:, :, i, j]
-    return padded[:, :, top : top + spec.H, left : left + spec.W], dw
-
-
-def compare(algorithm, case):
-    spec, x, w, dy = drawn(case)
-    b = np.linspace(-1, 1, spec.O)
-    y = oracles.conv2d(x, w, stride=spec.stride, padding=spec.padding)
-    dx, dw = expected_gradients(x, w, dy, spec)
-    near = {"rtol": 0, "atol": 1e-9}
-    np.testing.assert_allclose(algorithm.forward(x, w, spec), y, **near)
-    fused = np.maximum(y + b[:, None, None], 0)
-    np.testing.assert_allclose(algorithm.forward(x, w, spec, bias=b, relu=True), fused, **near)
-    prepared = algorithm.prepare(w).copy()
-    np.testing.assert_allclose(algorithm.forward(x, w, spec, bias=b, relu=True, prepared=prepared), fused, **near)
-    if algorithm.pools and min(spec.OH, spec.OW) > 1:
-        pooled = algorithm.forward(x, w, spec, bias=b, relu=True, pool=True)
-        np.testing.assert_allclose(pooled, oracles.maxpool2d(fused, 2), **near)
-    np.testing.assert_allclose(algorithm.grad_input(dy, w, spec), dx, **near)
-    np.testing.assert_allclose(algorithm.grad_input(dy, w, spec, mask=x), np.where(x > 0, dx, 0), **near)
-    np.testing.assert_allclose(algorithm.grad_weight(dy, x, spec), dw, **near)
-
-
-@pytest.mark.parametrize("name", FAST)
-@pytest.mark.parametrize("case", CASES)
-def test_every_path(name, case):
-    algorithm, (spec, *_) = ALGORITHMS[name], drawn(case)
-    if algorithm.supports(spec, "cpu"):
-        assert name.startswith("winograd") and (spec.KH, spec.KW, *spec.stride) != (3, 3, 1, 1)
-    else:
-        compare(algorithm, case)
-
-
-# ---- The same in other portions: nothing may depend on how large a cache is thought to be, or on who does what ----
-
-
-@pytest.fixture(params=[1, 2, 3, 7], ids="{} workers".format)
-def crumbs(request, monkeypatch):
-    """Caches of nothing, or nearly, so that portions are as small as they get, and so many workers to share them."""
-    for module in (direct, implicit_gemm, winograd):
-        monkeypatch.setattr(module, "threads", lambda: request.param)
-    monkeypatch.setattr(direct, "_L2", 3000 if request.param == 2 else 1)
-    monkeypatch.setattr(implicit_gemm, "_GATHERED", 1)
-    monkeypatch.setattr(packing, "_LAST_CACHE", 0)
-    monkeypatch.setattr(winograd, "_CHUNK", 1)
-    monkeypatch.setattr(winograd, "_GROUP", 4)
-
-
-@pytest.mark.parametrize("name", FAST)
-@pytest.mark.parametrize(
-    "case", ["little of everything", "two blocks of outputs", "stride", "many images, stride", "many pixels"]
-)
-def test_in_crumbs(name, case, crumbs):
-    if ALGORITHMS[name].supports(drawn(case)[0], "cpu") is None:
-        compare(ALGORITHMS[name], case)
+# ---- How the work is shared out: by hand ----
 
 
 @pytest.mark.parametrize(
@@ -172,3 +110,71 @@ def test_what_goes_past_the_caches(nbytes, O, streamed):
     y = memory[:nbytes].view(np.float32).reshape(-1, O)
     assert packing.streams(y, 32) is streamed
     assert not packing.streams(memory[4 : nbytes + 4].view(np.float32).reshape(-1, O), 32)
+
+
+# ---- Every path ----
+
+
+def expected_gradients(x, w, dy, spec):
+    """dx by handing each output's share back to the pixels it looked at, and dw."""
+    seen = oracles.windows(x, (spec.KH, spec.KW), spec.stride, spec.padding)
+    dw = np.einsum("nohw,nchwij->ocij", dy, seen)
+    shares = np.einsum("nohw,ocij->nchwij", dy, w)
+    (top, left), (sh, sw) = spec.padding, spec.stride
+    padded = np.zeros((spec.N, spec.C, spec.H + 2 * top, spec.W + 2 * left))
+    for i, j in np.ndindex(spec.OH, spec.OW):
+        padded[:, :, i * sh : i * sh + spec.KH, j * sw : j * sw + spec.KW] += shares[:, :, i, j]
+    return padded[:, :, top : top + spec.H, left : left + spec.W], dw
+
+
+def compare(algorithm, case):
+    spec, x, w, dy = drawn(case)
+    b = np.linspace(-1, 1, spec.O)
+    y = oracles.conv2d(x, w, stride=spec.stride, padding=spec.padding)
+    dx, dw = expected_gradients(x, w, dy, spec)
+    near = {"rtol": 0, "atol": 1e-9}
+    np.testing.assert_allclose(algorithm.forward(x, w, spec), y, **near)
+    fused = np.maximum(y + b[:, None, None], 0)
+    np.testing.assert_allclose(algorithm.forward(x, w, spec, bias=b, relu=True), fused, **near)
+    prepared = algorithm.prepare(w).copy()
+    np.testing.assert_allclose(algorithm.forward(x, w, spec, bias=b, relu=True, prepared=prepared), fused, **near)
+    if algorithm.pools and min(spec.OH, spec.OW) > 1:
+        pooled = algorithm.forward(x, w, spec, bias=b, relu=True, pool=True)
+        np.testing.assert_allclose(pooled, oracles.maxpool2d(fused, 2), **near)
+    np.testing.assert_allclose(algorithm.grad_input(dy, w, spec), dx, **near)
+    np.testing.assert_allclose(algorithm.grad_input(dy, w, spec, mask=x), np.where(x > 0, dx, 0), **near)
+    np.testing.assert_allclose(algorithm.grad_weight(dy, x, spec), dw, **near)
+
+
+@pytest.mark.parametrize("name", FAST)
+@pytest.mark.parametrize("case", CASES)
+def test_every_path(name, case):
+    algorithm, (spec, *_) = ALGORITHMS[name], drawn(case)
+    if algorithm.supports(spec, "cpu"):
+        assert name.startswith("winograd") and (spec.KH, spec.KW, *spec.stride) != (3, 3, 1, 1)
+    else:
+        compare(algorithm, case)
+
+
+# ---- The same in other portions: nothing may depend on how large a cache is thought to be, or on who does what ----
+
+
+@pytest.fixture(params=[1, 2, 3, 7], ids="{} workers".format)
+def crumbs(request, monkeypatch):
+    """Caches of nothing, or nearly, so that portions are as small as they get, and so many workers to share them."""
+    for module in (direct, implicit_gemm, winograd):
+        monkeypatch.setattr(module, "threads", lambda: request.param)
+    monkeypatch.setattr(direct, "_L2", 3000 if request.param == 2 else 1)
+    monkeypatch.setattr(implicit_gemm, "_GATHERED", 1)
+    monkeypatch.setattr(packing, "_LAST_CACHE", 0)
+    monkeypatch.setattr(winograd, "_CHUNK", 1)
+    monkeypatch.setattr(winograd, "_GROUP", 4)
+
+
+@pytest.mark.parametrize("name", FAST)
+@pytest.mark.parametrize(
+    "case", ["little of everything", "two blocks of outputs", "stride", "many images, stride", "many pixels"]
+)
+def test_in_crumbs(name, case, crumbs):
+    if ALGORITHMS[name].supports(drawn(case)[0], "cpu") is None:
+        compare(ALGORITHMS[name], case)
