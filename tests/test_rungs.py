@@ -15,12 +15,13 @@ FAST = "direct", "implicit_gemm", "winograd2", "winograd"
 
 # name → x (N, C, H, W), O, window, stride, padding
 CASES = {
-    "little of everything": ((2, 3, 5, 6), 2, (3, 3), (1, 1), (1, 1)),
+    "little of everything": ((2, 3, 5, 6), 5, (3, 3), (1, 1), (1, 1)),
     "a pixel": ((1, 1, 1, 1), 1, (3, 3), (1, 1), (1, 1)),
     "channels fill a vector": ((1, 16, 7, 5), 16, (3, 3), (1, 1), (0, 2)),
     "a channel more than a vector": ((1, 17, 6, 5), 17, (3, 3), (1, 1), (1, 0)),
     "two blocks of outputs": ((1, 2, 4, 5), 40, (3, 3), (1, 1), (1, 1)),
-    "two blocks of inputs": ((1, 34, 4, 5), 3, (3, 3), (1, 1), (1, 1)),
+    "two blocks of inputs": ((1, 34, 4, 5), 16, (3, 3), (1, 1), (1, 1)),
+    "whole tiles": ((1, 17, 6, 6), 48, (3, 3), (1, 1), (0, 0)),
     "whole blocks": ((1, 32, 4, 4), 32, (3, 3), (1, 1), (1, 1)),
     "many pixels": ((1, 2, 5, 35), 3, (3, 3), (1, 1), (1, 1)),
     "stride": ((2, 3, 8, 7), 5, (3, 3), (2, 1), (1, 1)),
@@ -174,7 +175,8 @@ def crumbs(request, monkeypatch):
 
 @pytest.mark.parametrize("name", FAST)
 @pytest.mark.parametrize(
-    "case", ["little of everything", "two blocks of outputs", "stride", "many images, stride", "many pixels"]
+    "case",
+    ["little of everything", "two blocks of outputs", "whole tiles", "stride", "many images, stride", "many pixels"],
 )
 def test_in_crumbs(name, case, crumbs):
     if ALGORITHMS[name].supports(drawn(case)[0], "cpu") is None:
