@@ -26,8 +26,8 @@ CASES = {
     "many pixels": ((1, 2, 5, 35), 3, (3, 3), (1, 1), (1, 1)),
     "stride": ((2, 3, 8, 7), 5, (3, 3), (2, 1), (1, 1)),
     "many images, stride": ((9, 1, 9, 5), 2, (3, 3), (2, 3), (1, 1)),
-    "steps over pixels": ((1, 2, 9, 8), 34, (2, 2), (3, 3), (0, 0)),
-    "a wide window": ((1, 5, 6, 9), 3, (2, 5), (1, 2), (1, 2)),
+    "steps over pixels": ((1, 2, 9, 8), 34, (2, 2), (3, 3), (0, 1)),
+    "a wide window": ((1, 3, 6, 9), 3, (1, 5), (1, 2), (1, 2)),
     "pointwise": ((2, 17, 3, 2), 4, (1, 1), (1, 1), (0, 0)),
 }
 
@@ -90,13 +90,32 @@ def test_what_direct_asks_for(monkeypatch):
     assert asked["direct bands"] == (12 - 1 + 3 + 1, 8, 4)
 
 
-def test_whole_blocks_are_not_copied():
+def test_how_direct_shares_the_cache(monkeypatch):
+    seen = []
+    monkeypatch.setattr(direct, "_convolve", lambda *arguments: seen.append((arguments[7], *arguments[-2:])))
+    monkeypatch.setattr(direct, "threads", lambda: 3)
+    monkeypatch.setattr(direct, "streams", lambda y, at_once: True)
+    monkeypatch.setattr(direct, "_L1", 26000)
+    monkeypatch.setattr(direct, "_L2", 4000)
+    for O, together, streamed in ((64, 2, 1), (96, 2, 0)):
+        spec = ConvSpec.of((2, 4, 41, 7), (O, 4, 3, 2), (2, 1), (1, 1))
+        direct.forward(np.zeros(spec.x_shape), np.zeros(spec.w_shape), spec)
+        # 9 columns, 4 channels, and the stride's 2 rows are 576 bytes: three times in half of the cache, of 7 in a task
+        bands = (3, (3 - 1) * 2 + 3 + 1, 9, 4)
+        # 3 × 2 × 4 × 32 numbers are 6144 bytes: two blocks in half of the cache; past the caches if those are all
+        assert (seen[-1][0], seen[-1][1].shape, seen[-1][2]) == (streamed, bands, together)
+    monkeypatch.setattr(direct, "_L1", 6000)
+    direct.forward(np.zeros(spec.x_shape), np.zeros(spec.w_shape), spec)
+    assert seen[-1][2] == 1
+
+
+def test_direct_copies_no_whole_blocks():
     wide, narrow = (np.ones((1, 2, 2, O)) for O in (64, 33))
     assert direct.widened(wide) is wide
     assert direct.widened(narrow).shape == (1, 2, 2, 64)
 
 
-def test_rows_of_the_ladder():
+def test_rows_of_direct_and_the_others():
     for name in FAST:
         assert ALGORITHMS[name].fuses
         assert ALGORITHMS[name].supports(drawn("little of everything")[0], "gpu") == "it runs on the CPU only, so far"
@@ -166,7 +185,7 @@ def crumbs(request, monkeypatch):
     """Caches of nothing, or nearly, so that portions are as small as they get, and so many workers to share them."""
     for module in (direct, implicit_gemm, winograd):
         monkeypatch.setattr(module, "threads", lambda: request.param)
-    monkeypatch.setattr(direct, "_L2", 3000 if request.param == 2 else 1)
+    monkeypatch.setattr(direct, "_L2", 3000 if request.param <= 2 else 1)
     monkeypatch.setattr(implicit_gemm, "_GATHERED", 1)
     monkeypatch.setattr(packing, "_LAST_CACHE", 0)
     monkeypatch.setattr(winograd, "_CHUNK", 1)
