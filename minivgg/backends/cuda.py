@@ -130,7 +130,9 @@ class Kernel:
         Both numbers go to the kernel as its last arguments. With `each`, a block goes through so many pixels.
         """
         down = THREADS // ACROSS if pixels > 8 * _BLOCKS else 2
-        self(-(-pixels // (each or down)) * -(-channels // ACROSS), (ACROSS, down), *args, pixels, channels)
+        grid = -(-pixels // (each or down)) * -(-channels // ACROSS)
+        if grid:
+            self(grid, (ACROSS, down), *args, pixels, channels)
 
     def _argument(self, value):
         if isinstance(value, np.generic):  # of which some are Python's numbers, too
