@@ -2,8 +2,10 @@
 
 The map, from the ground up; each floor uses only those below it:
 
-    backends/   where arithmetic meets the machine: memory order, compiled kernels, reused buffers
-    ops/        arithmetic: pure functions, `<name>_forward` beside `<name>_backward`; `ops/conv2d/` is the ladder
+    cudasim/    runs CUDA C on the CPU, and finds races, overruns and wasted transactions; knows nothing of the rest
+    backends/   where arithmetic meets the machine: memory order, compiled kernels, reused buffers, CPU, GPU, simulator
+    ops/        arithmetic: pure functions, `<name>_forward` beside `<name>_backward`, `<name>.cu` beside `<name>.py`;
+                `ops/conv2d/` is the ladder
     layers/     thin objects that own parameters and caches: `Layer`, `Sequential`, `Conv2d`, …
     models/     networks as data: VGG, AlexNet, GoogLeNet, and how weights start
     training/   data, augmentation, optimisers, schedules, the loop, runs that resume bit for bit
@@ -12,6 +14,7 @@ The map, from the ground up; each floor uses only those below it:
     gradcheck/  is a gradient right, and if not, what kind of wrong is it?
     bench/      honest timing, and the races against PyTorch
     testing/    the conformance suite: what our tests run, and what an op of yours is held to
+    exercises/  those of the tutorials, and who looks at a learner's answers
     cli/        the command line, one file a command
 
 Dimensions have one name each, everywhere:

@@ -12,6 +12,7 @@ import pytest
 
 from minivgg.backends import array, jit, workspace
 from minivgg.backends.array import channels_last, empty_like, memory_run, nchw, nhwc, on_gpu, ordered_like, xp_of
+from minivgg.errors import BadInput
 
 SHAPE = 2, 3, 4, 5
 ORDERS = list(permutations(range(4)))
@@ -36,6 +37,50 @@ def test_numpy_arrays_are_on_the_cpu():
     assert xp_of(x) is np
     assert array.to_cpu(x) is x
     assert array.to_cpu([1, 2]).tolist() == [1, 2]
+
+
+@pytest.mark.parametrize("axes", [(0, 1, 2, 3), (0, 2, 3, 1)], ids=["C order", "channels last"])
+def test_a_simulated_array_is_told_by_its_type_and_keeps_its_memory_order(axes):
+    x = in_order(axes)
+    there = array.to(x, "sim")
+    assert array.device_of(there) == "sim"
+    assert on_gpu(there)
+    assert there.strides == x.strides
+    assert not np.shares_memory(there, x)
+    assert array.to(there, "sim") is there
+    back = array.to_cpu(there)
+    assert type(back) is np.ndarray
+    np.testing.assert_array_equal(back, x)
+
+
+def test_what_is_made_beside_a_simulated_array_is_one_too():
+    x = array.to(np.ones(SHAPE), "sim")
+    made = [xp_of(x).zeros(3), xp_of(x).ascontiguousarray(x), xp_of(x).arange(3), x + 1, x[0], x.reshape(-1), nhwc(x)]
+    made += [channels_last(x), empty_like(x), memory_run(x), array.empty_on(x)(3, np.float32), x.sum(axis=0)]
+    assert {array.device_of(a) for a in made} == {"sim"}
+    assert xp_of(x).float32 is np.float32
+
+
+def test_a_kernel_is_never_handed_gaps():
+    x = array.to(np.ones(16), "sim")[::2]
+    assert memory_run(x).flags.c_contiguous
+
+
+REASONS = {
+    "gpu": "CuPy is not installed",
+    "sim": "there is no no-such-compiler: install one",
+    "tpu": "there are cpu, gpu",
+}
+
+
+@pytest.mark.parametrize(("device", "reason"), REASONS.items(), ids=REASONS)
+def test_a_device_that_is_not_there_says_why(device, reason, monkeypatch):
+    monkeypatch.setitem(sys.modules, "cupy", None)
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    assert reason in array.why_not(device)
+    with pytest.raises(BadInput, match=f"device {device}: .*{reason[:20]}"):
+        array.check_device(device)
+    assert array.why_not("cpu") is None
 
 
 # ---- Memory order ----

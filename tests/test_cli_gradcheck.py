@@ -127,7 +127,7 @@ MISTAKES = {
     "unknown algorithm of a model": (["A", "--algorithm", "fft"], 'conv2d: no algorithm "fft"'),
     "two wishes": (["A", "--all"], "--all checks every network: leave out MODEL"),
     "seed": (["--seed", "-1"], "--seed must be at least 0, got -1"),
-    "no GPU": (["--device", "gpu"], "--device gpu: CuPy is not installed"),
+    "no GPU": (["--device", "gpu"], "device gpu: CuPy is not installed"),
 }
 
 

@@ -9,17 +9,22 @@ channels last (C varies fastest), in which a pixel's channels lie side by side. 
 because then the inner loop of nearly everything is a run over contiguous channels; elementwise ones do not care.
 """
 
+import functools
 import sys
 
 import numpy as np
 
+from minivgg import cudasim
 from minivgg.backends import workspace
+from minivgg.errors import BadInput
 
 DEVICES = ("cpu", "gpu", "sim")
 
 
 class SimulatedArray(np.ndarray):
-    """A NumPy array that lives on the simulated GPU."""
+    """A NumPy array that lives on the simulated GPU. Kernels of the CPU refuse it, as they refuse CuPy's."""
+
+    __numba_array_subtype_dispatch__ = True  # to Numba it is a type of its own: see `backends.jit`
 
 
 class _Simulated:
@@ -65,6 +70,8 @@ def to(x, device: str):
     """
     if device_of(x) == device:
         return x
+    if "gpu" in (device, device_of(x)) and x.ndim == 4 and not x.flags.c_contiguous:
+        return nchw(to(nhwc(x), device))  # CuPy's own copies come out in C order
     if device == "gpu":
         import cupy
 
@@ -73,9 +80,41 @@ def to(x, device: str):
     return host.copy("K").view(SimulatedArray) if device == "sim" else host
 
 
+def why_not(device: str) -> str | None:
+    """None if arrays can be on one of `DEVICES`, else the reason."""
+    if device == "sim":
+        return cudasim.why_not()
+    if device != "gpu":
+        return None if device in DEVICES else f"there are {', '.join(DEVICES)}"
+    try:
+        import cupy
+    except ImportError:
+        return "CuPy is not installed: pip install 'minivgg[cuda12]', or [cuda13]"
+    return None if cupy.cuda.is_available() else "CuPy finds no GPU"
+
+
+def check_device(device: str) -> None:
+    """Raise BadInput, with the reason, unless arrays can be on `device`."""
+    if why := why_not(device):
+        raise BadInput(f"device {device}: {why}")
+
+
 def to_cpu(x) -> np.ndarray:
     """A copy of `x` in main memory, or `x` itself where it is there already."""
     return to(x, "cpu") if on_gpu(x) else np.asarray(x)
+
+
+def constant_on(x, values: np.ndarray):
+    """`values`, a few numbers that never change, where `x` is: copied there once, and not to be written to.
+
+    A step that copies nothing from the host can be recorded once and run again as a whole (a CUDA graph).
+    """
+    return _constant(values.tobytes(), values.dtype, values.shape, device_of(x))
+
+
+@functools.lru_cache(1024)
+def _constant(content: bytes, dtype: np.dtype, shape: tuple, device: str):
+    return to(np.frombuffer(content, dtype).reshape(shape), device)
 
 
 def nhwc(x):

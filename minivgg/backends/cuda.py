@@ -31,6 +31,8 @@ from minivgg.backends.array import device_of, on_gpu
 
 PACKAGE = Path(__file__).parents[1]
 THREADS = 256  # of a block, where a kernel has no reason to choose
+ACROSS = 32  # channels of a block of pixels: see kernels.cuh
+_BLOCKS = 128  # or more, where there is work for so many: a large GPU has as many multiprocessors
 _TENSOR_CORES, _HELPERS = PACKAGE / "cudasim" / "tensor_cores.h", PACKAGE / "backends" / "kernels.cuh"
 _TYPES = {"float16": "__half", "float32": "float", "float64": "double", "uint8": "unsigned char"} | {
     "uint16": "unsigned short"
@@ -67,16 +69,24 @@ def _c_name(value) -> str:
     return str(value)
 
 
-def twin(file: str, name: str) -> Callable:
-    """Decorates a kernel of the CPU's over flat arrays: where its first argument is on a GPU, the CUDA kernel `name`
-    runs instead, a thread for each element of that, with the same arguments and their number behind them."""
+def twin(file: str, name: str, *, over: str = "elements") -> Callable:
+    """Decorates a kernel of the CPU's: where its first argument is on a GPU, the CUDA kernel `name` runs instead, with
+    the same arguments and some numbers behind them.
+
+    over    "elements": flat arrays, a thread for each element; their number is added
+            "pixels": the first is (pixels, C), a thread for each element; both numbers are added
+            "blocks": the same, and the second says how many pixels each block of threads has to go through
+    """
 
     def decorate(on_cpu: Callable) -> Callable:
         @functools.wraps(on_cpu)
         def run(first, *others):
             if not on_gpu(first):
                 return on_cpu(first, *others)
-            return kernel(file, name, T=first.dtype).over(first.size, first, *others)
+            on_cuda = kernel(file, name, T=first.dtype)
+            if over == "elements":
+                return on_cuda.over(first.size, first, *others)
+            return on_cuda.over_pixels(*first.shape, first, *others, each=others[0] if over == "blocks" else None)
 
         return run
 
@@ -111,9 +121,20 @@ class Kernel:
     def over(self, count: int, *args) -> None:
         """Launch `count` threads or a few more; `count` goes to the kernel as its last argument, a long long."""
         if count:
-            self(-(-count // THREADS), THREADS, *args, np.int64(count))
+            threads = min(THREADS, max(32, count // (32 * _BLOCKS) * 32))
+            self(-(-count // threads), threads, *args, np.int64(count))
+
+    def over_pixels(self, pixels: int, channels: int, *args, each: int | None = None) -> None:
+        """Launch a thread for each number of an array (pixels, channels), in blocks of 32 channels and a few pixels.
+
+        Both numbers go to the kernel as its last arguments. With `each`, a block goes through so many pixels.
+        """
+        down = THREADS // ACROSS if pixels > 8 * _BLOCKS else 2
+        self(-(-pixels // (each or down)) * -(-channels // ACROSS), (ACROSS, down), *args, pixels, channels)
 
     def _argument(self, value):
+        if isinstance(value, np.generic):  # of which some are Python's numbers, too
+            return value
         if isinstance(value, bool | int):
             return np.int32(value)
         if isinstance(value, float):

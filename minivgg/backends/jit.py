@@ -18,10 +18,18 @@ from collections.abc import Iterator
 
 import numba
 from numba import njit, prange
+from numba.extending import typeof_impl
 
+from minivgg.backends.array import SimulatedArray
 from minivgg.errors import BadInput
 
 __all__ = ["kernel", "njit", "prange", "threads"]
+
+
+@typeof_impl.register(SimulatedArray)
+def _refuse(array, context):
+    raise TypeError("a kernel of the CPU was handed an array that is on the simulated GPU; move it with to(x, 'cpu')")
+
 
 _one_launch_at_a_time = threading.Lock()
 

@@ -6,6 +6,8 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
+from minivgg.cli import network
+
 # A network is checked at a size at which thousands of forwards take seconds: 4 to 32 filters a layer, 8 hidden units,
 # 4 classes, and two images of 32×32, which a VGG's five pools halve to a single pixel (AlexNet's strides need 63×63).
 WIDTH, CLASSIFIER_WIDTH, CLASSES, SIZE, BATCH = 1 / 16, 8, 4, 32, 2
@@ -25,7 +27,7 @@ def add(commands) -> None:
     )
     command.add_argument("--all", action="store_true", help="every op, layer, convolution algorithm and network")
     command.add_argument("--algorithm", metavar="NAME", help="how to convolve (default: auto; with --all, every way)")
-    command.add_argument("--device", choices=("cpu", "gpu"), default="cpu", help="where to compute")
+    command.add_argument("--device", **network.DEVICE)
     command.add_argument("--seed", type=int, default=0, metavar="N", help="seed of weights, inputs and directions")
     command.add_argument("--train", action="store_true", default=True, help="layers as they are in training")
     command.add_argument("--test", dest="train", action="store_false", help="layers as they are at test time")
@@ -122,17 +124,16 @@ def table(subjects: list[Subject]) -> str:
 
 def _subjects(arguments) -> Iterator[Subject]:
     """What the command line asks for. Raises BadInput if that does not exist."""
+    from minivgg.backends.array import check_device
     from minivgg.errors import BadInput
     from minivgg.ops.conv2d import ALGORITHMS, check_algorithm
-    from minivgg.testing.arrays import why_no_gpu
 
     if arguments.model and arguments.all:
         raise BadInput("--all checks every network: leave out MODEL")
     if arguments.seed < 0:
         raise BadInput(f"--seed must be at least 0, got {arguments.seed}")
     check_algorithm(arguments.algorithm or "auto")
-    if arguments.device == "gpu" and (why := why_no_gpu()):
-        raise BadInput(f"--device gpu: {why}")
+    check_device(arguments.device)
     if not arguments.model:
         every = list(ALGORITHMS) if arguments.all and not arguments.algorithm else [arguments.algorithm or "auto"]
         yield from _ops(arguments, every)
@@ -158,7 +159,8 @@ def _ops(arguments, algorithms: list[str]) -> Iterator[Subject]:
             supported = [
                 Case(*case.shapes, draw=case.draw, **case.options, algorithm=name)
                 for case in op.cases
-                if name == "auto" or ALGORITHMS[name].supports(spec_of(case), arguments.device) is None
+                if name == "auto"
+                or ALGORITHMS[name].supports(spec_of(case), "cpu" if arguments.device == "cpu" else "gpu") is None
             ]
             yield Subject(f"conv2d, {name}", list(checks(op, supported)))
 

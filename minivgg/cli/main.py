@@ -10,6 +10,7 @@ from minivgg import __version__
 from minivgg.cli import (
     bench,
     bugs,
+    check,
     compare,
     doctor,
     evaluate,
@@ -23,7 +24,7 @@ from minivgg.cli import (
 )
 from minivgg.errors import BadInput
 
-COMMANDS = (train, predict, evaluate, see, doctor, summary, compare, weights, gradcheck, bugs, bench, info)
+COMMANDS = (train, predict, evaluate, see, doctor, summary, compare, weights, gradcheck, bugs, check, bench, info)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -41,8 +42,8 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit status: 0 done, 1 a gradient or a contestant is wrong, 2 bad input,
-    130 interrupted."""
+    """Run the command line; returns the exit status: 0 done, 1 a gradient, an exercise or a contestant is wrong, 2 bad
+    input, 130 interrupted."""
     chosen = parser().parse_args(arguments)
     warnings.filterwarnings("ignore", module="PIL")  # what is wrong with a picture for good is an error anyway
     try:

@@ -8,6 +8,12 @@ from typing import NamedTuple
 from minivgg.cli.train import RUNS
 from minivgg.errors import BadInput
 
+DEVICE = {  # of `add_argument("--device", …)`
+    "choices": ("cpu", "gpu", "sim"),
+    "default": "cpu",
+    "help": "where to compute: cpu, gpu (a CUDA GPU, through CuPy), or sim (the GPU's kernels on a simulator; slow)",
+}
+
 
 class Network(NamedTuple):
     """A network, how it wants its images (a `training.preprocessing.Preprocessing`), and what its scores are called."""

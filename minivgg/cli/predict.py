@@ -22,6 +22,7 @@ def add(commands) -> None:
     )
     command.add_argument("images", nargs="+", type=Path, metavar="IMAGE", help="a picture that Pillow can open")
     network.add_options(command)
+    command.add_argument("--device", **network.DEVICE)
     command.add_argument("--top", type=int, default=5, metavar="K", help="how many classes to show (default: 5)")
     command.add_argument(
         "--picture",
@@ -36,12 +37,14 @@ def add(commands) -> None:
 def run(arguments: argparse.Namespace) -> None:
     import numpy as np
 
+    from minivgg.backends.array import check_device, to, to_cpu
     from minivgg.insight import pictures
     from minivgg.ops.softmax_cross_entropy import softmax_forward
     from minivgg.training.formats import read_image
 
     if arguments.top < 1:
         raise BadInput(f"--top must be at least 1, got {arguments.top}")
+    check_device(arguments.device)
     model, preprocessing, classes = network.find(arguments)
     images, xs = [], []
     for path in arguments.images:
@@ -51,8 +54,10 @@ def run(arguments: argparse.Namespace) -> None:
         except BadInput as error:
             raise BadInput(f"{path}: {error}") from error
         images.append(pictures.thumbnail(image))
-    frozen = model.freeze()
-    scores = np.concatenate([frozen.forward(np.stack(xs[i : i + BATCH])) for i in range(0, len(xs), BATCH)])
+    frozen = model.freeze().to(arguments.device)
+    batches = (to(np.stack(xs[i : i + BATCH]), arguments.device) for i in range(0, len(xs), BATCH))
+    scores = np.concatenate([to_cpu(frozen.forward(batch)) for batch in batches])
+    model.to("cpu")  # for the pictures
     if not np.isfinite(scores).all():
         raise BadInput("the network's scores are not finite numbers: its weights are damaged")
     probabilities = softmax_forward(scores)[0]

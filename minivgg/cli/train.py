@@ -51,6 +51,7 @@ _SETTINGS = {
         "label_smoothing": (float, "E", "probability spread over all classes"),
         "clip_norm": (float, "NORM", "scale gradients down to this joint norm"),
         "seed": (int, "N", "the same seed gives the same weights, to the last bit"),
+        "device": (str, "NAME", "cpu, gpu (a CUDA GPU, through CuPy) or sim (the GPU's kernels, simulated: slow)"),
     },
 }
 
@@ -132,6 +133,7 @@ def _headline(session) -> str:
 
 def _draw(session) -> None:
     """The run's pictures: curves, confusion matrix, first-layer filters, worst mistakes."""
+    from minivgg.backends.array import to_cpu
     from minivgg.insight import pictures
     from minivgg.layers import Conv2d
     from minivgg.training.loop import evaluate
@@ -139,14 +141,14 @@ def _draw(session) -> None:
     trainer, folder = session.trainer, session.folder
     if not trainer.history:
         return
-    result = evaluate(trainer.model, trainer.test)
+    result = evaluate(trainer.model, trainer.test, device=trainer.device)
     chosen = pictures.worst(result.scores, result.labels)
     images = [session.test_set.image(i) for i in chosen]
     first = next(layer for _, layer in trainer.model.walk() if isinstance(layer, Conv2d))
     figures = {
         "curves": pictures.curves(trainer.history),
         "confusion": pictures.confusion(result.scores.argmax(axis=1), result.labels, session.classes),
-        "filters": pictures.filters(first.weight.data),
+        "filters": pictures.filters(to_cpu(first.weight.data)),
         "mistakes": pictures.mistakes(images, result.labels[chosen], result.scores[chosen], session.classes),
     }
     for name, figure in figures.items():

@@ -21,7 +21,7 @@ It works by compiling the kernel with g++ or clang++ against `cuda_on_cpu.h`, an
 """
 
 from minivgg.cudasim.checks import Launch, OrderDependent, Race, SimulatorError, Traffic, checking
-from minivgg.cudasim.compiler import CompileError
+from minivgg.cudasim.compiler import CompileError, why_not
 from minivgg.cudasim.kernel import RawKernel, kernels_of
 
 __all__ = [
@@ -34,4 +34,5 @@ __all__ = [
     "Traffic",
     "checking",
     "kernels_of",
+    "why_not",
 ]

@@ -49,7 +49,7 @@ def _sizes(text: str) -> tuple[int, ...]:
 
 
 def main(argv: list[str] | None = None) -> int:
-    options = _parser().parse_args(argv)
+    options = _parser().parse_intermixed_args(argv)
     try:
         _run(options)
     except (cudasim.SimulatorError, cudasim.CompileError, OSError, ValueError) as error:
@@ -68,10 +68,10 @@ def _run(options) -> None:
     given = dict(value.partition("=")[::2] for value in options.values)
     values = _values(kernel, given, np.random.default_rng(options.seed))
     orders = ("forward", "reverse", *range(1, options.orders - 1))[: max(options.orders, 1)]
-    before = [np.copy(v) for v in values]
+    before = [v.copy() for v in values]
     with cudasim.checking(orders=orders) as launches:
         kernel(options.grid, options.block, values, shared_mem=options.shared_mem)
-    print(f"{kernel.name}: the same in {len(orders)} orders of threads")
+    print(f"{kernel.name}: the same in {len(orders)} order{'s' if len(orders) > 1 else ''} of threads")
     for name, value, old in zip(kernel.parameters, values, before, strict=True):
         if isinstance(value, np.ndarray) and not np.array_equal(value, old, equal_nan=True):
             print(f"{name} {value.shape} {value.dtype}:\n{np.array2string(value, threshold=40, precision=5)}")

@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import tempfile
 from pathlib import Path
+from typing import NamedTuple
 
 HERE = Path(__file__).parent
 HEADERS = ("cuda_on_cpu.h", "half.h", "tensor_cores.h", "runtime.h")
@@ -45,6 +46,15 @@ def command() -> list[str]:
     return found
 
 
+def why_not() -> str | None:
+    """None if kernels can be compiled here, else the reason."""
+    try:
+        command()
+    except CompileError as error:
+        return str(error)
+    return None
+
+
 def cache_folder() -> Path:
     """Where built kernels are kept: $CUDASIM_CACHE, or cudasim/ in the user's cache folder."""
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
@@ -65,7 +75,7 @@ def build(
     # after the header, whose own names a macro such as T would change
     defines = "\n".join(f"#define {o[2:].replace('=', ' ', 1)}" for o in options if o.startswith("-D"))
     options = tuple(o for o in options if not o.startswith("-D"))
-    text = f'#include "cuda_on_cpu.h"\n{defines}\n#line 1 "{file}"\n{_dynamic_shared(source)}\n{exports}\n'
+    text = f'#include "cuda_on_cpu.h"\n{defines}\n#line 1 "{file}"\n{_shared_memory(source)}\n{exports}\n'
     flags = [*_COMMON, *(_WATCHED if watched else _QUICK), *options]
     target = cache_folder() / f"{_hash(text, *flags, _runtime_hash(), *command())}.so"
     if not target.exists():
@@ -123,10 +133,16 @@ def _run(command: list[str], folder: Path) -> None:
         raise CompileError("\n".join(errors[:_MOST_LINES] + more))
 
 
-def _dynamic_shared(source: str) -> str:
-    """`extern __shared__ float tile[];` → a pointer to the memory that the launch asks for."""
-    pattern = r"extern\s+__shared__\s+(?:__align__\s*\(\s*\d+\s*\)\s+)?([\w ]+?)\s+(\w+)\s*\[\s*\]\s*;"
-    return re.sub(pattern, r"\1* const \2 = static_cast<\1*>(cudasim::cudasim_dynamic_shared());", source)
+_ALIGN = r"(?:__align__\s*\(\s*\d+\s*\)\s+)?"
+_DYNAMIC = re.compile(rf"extern\s+__shared__\s+{_ALIGN}([\w ]+?)\s+(\w+)\s*\[\s*\]\s*;")
+_SEVERAL = re.compile(rf"__shared__\s+({_ALIGN}[\w ]+?)\s+(\w+\s*\[[^;,()]*\]\s*(?:,\s*\w+\s*\[[^;,()]*\]\s*)+);")
+
+
+def _shared_memory(source: str) -> str:
+    """What the preprocessor cannot do: `extern __shared__ float tile[];` → a pointer to the memory that the launch asks
+    for; `__shared__ float a[8], b[8];` → two declarations, so that there is a gap between the arrays."""
+    source = _DYNAMIC.sub(r"\1* const \2 = static_cast<\1*>(cudasim::cudasim_dynamic_shared());", source)
+    return _SEVERAL.sub(lambda it: " ".join(f"__shared__ {it[1]} {array};" for array in it[2].split(",")), source)
 
 
 # ---- What a library says of itself ----
@@ -137,23 +153,30 @@ def load(path: Path) -> ctypes.CDLL:
     return ctypes.CDLL(str(path))
 
 
+class SharedArray(NamedTuple):
+    """A static __shared__ array: the function and the name it has there, its address within the library, its bytes."""
+
+    function: str
+    name: str
+    address: int
+    nbytes: int
+
+
 @functools.lru_cache(256)
-def shared_arrays(path: Path) -> tuple[tuple[str, int, int], ...]:
-    """(name, address within the library, bytes) of every static __shared__ array, by `nm`: empty without that."""
+def shared_arrays(path: Path) -> tuple[SharedArray, ...]:
+    """Every static __shared__ array of a library, by `nm`: none without that."""
     if not shutil.which("nm"):
         return ()
     listing = subprocess.run(["nm", "-S", "--defined-only", str(path)], capture_output=True, text=True).stdout
     rows = [line.split() for line in listing.splitlines()]
-    bounds = {row[-1]: int(row[0], 16) for row in rows if row[-1].endswith("_cudasim_shared")}
-    if len(bounds) < 2:
-        return ()
+    ends = [int(row[0], 16) for row in rows if row[-1] in ("__start_cudasim_shared", "__stop_cudasim_shared")]
     found = []
     for row in rows:
-        if len(row) == 4 and bounds["__start_cudasim_shared"] <= int(row[0], 16) < bounds["__stop_cudasim_shared"]:
-            mangled = re.search(r"E(\d+)([A-Za-z_]\w*)", row[3])  # _ZZ4nameE5tiles: the `tiles` of `name`
-            name = mangled[2][: int(mangled[1])] if mangled else row[3]
+        if len(row) == 4 and ends and min(ends) <= int(row[0], 16) < max(ends):
+            mangled = re.match(r"_ZZ(\d+)(\w+)E(\d+)([A-Za-z_]\w*)", row[3])  # _ZZ7reverseE4tile: `tile` of `reverse`
+            function, name = (mangled[2][: int(mangled[1])], mangled[4][: int(mangled[3])]) if mangled else ("", row[3])
             if not name.startswith("cudasim_gap"):
-                found.append((name, int(row[0], 16), int(row[1], 16)))
+                found.append(SharedArray(function, name, int(row[0], 16), int(row[1], 16)))
     return tuple(found)
 
 

@@ -31,30 +31,50 @@
 #define __restrict__ __restrict
 
 // Shared arrays lie in a section of their own, so that it is known where they are, each behind a gap that no array owns.
+// `used` tells the compiler that somebody else may look at them, or change them.
 #define CUDASIM_JOIN_(a, b) a##b
 #define CUDASIM_JOIN(a, b) CUDASIM_JOIN_(a, b)
 #define __shared__                                                                                                  \
     static char CUDASIM_JOIN(cudasim_gap_, __COUNTER__)[256]                                                         \
         __attribute__((used, aligned(16), section("cudasim_shared")));                                               \
-    static __attribute__((aligned(16), section("cudasim_shared")))
+    static __attribute__((used, aligned(16), section("cudasim_shared")))
 
 
-#define CUDASIM_VECTOR(T, name, bytes)                                                          \
-    struct alignas(bytes / 2) name##2 { T x, y; };                                              \
-    struct name##3 { T x, y, z; };                                                              \
-    struct alignas(bytes) name##4 { T x, y, z, w; };                                            \
-    inline name##2 make_##name##2(T x, T y) { return {x, y}; }                                  \
-    inline name##3 make_##name##3(T x, T y, T z) { return {x, y, z}; }                          \
+// Sixteen bytes move as one access, as on a GPU: left to itself, clang makes a copy of such a struct a call of memcpy.
+typedef float CudasimSixteen __attribute__((vector_size(16), may_alias));
+#define CUDASIM_MOVES_AT_ONCE(name)                                                               \
+    name() = default;                                                                             \
+    name(const name& o) { *this = o; }                                                            \
+    name& operator=(const name& o) {                                                              \
+        *reinterpret_cast<CudasimSixteen*>(this) = *reinterpret_cast<const CudasimSixteen*>(&o); \
+        return *this;                                                                             \
+    }
+
+#define CUDASIM_VECTOR(T, name)                                                    \
+    struct alignas(8) name##2 { T x, y; };                                         \
+    struct name##3 { T x, y, z; };                                                 \
+    struct alignas(16) name##4 {                                                   \
+        T x, y, z, w;                                                              \
+        name##4(T x, T y, T z, T w) : x(x), y(y), z(z), w(w) {}                    \
+        CUDASIM_MOVES_AT_ONCE(name##4)                                             \
+    };                                                                             \
+    inline name##2 make_##name##2(T x, T y) { return {x, y}; }                     \
+    inline name##3 make_##name##3(T x, T y, T z) { return {x, y, z}; }             \
     inline name##4 make_##name##4(T x, T y, T z, T w) { return {x, y, z, w}; }
-CUDASIM_VECTOR(float, float, 16)
-CUDASIM_VECTOR(int, int, 16)
-CUDASIM_VECTOR(unsigned, uint, 16)
+CUDASIM_VECTOR(float, float)
+CUDASIM_VECTOR(int, int)
+CUDASIM_VECTOR(unsigned, uint)
+struct alignas(16) double2 {
+    double x, y;
+    double2(double x, double y) : x(x), y(y) {}
+    CUDASIM_MOVES_AT_ONCE(double2)
+};
+inline double2 make_double2(double x, double y) { return {x, y}; }
+
 struct dim3 {
     unsigned x, y, z;
     constexpr dim3(unsigned x = 1, unsigned y = 1, unsigned z = 1) : x(x), y(y), z(z) {}
 };
-struct alignas(16) double2 { double x, y; };
-inline double2 make_double2(double x, double y) { return {x, y}; }
 
 // ---- The runtime, which is compiled apart (runtime.cpp) ----
 
@@ -220,6 +240,10 @@ inline void __threadfence_block() {}
 
 using std::max;
 using std::min;
+using std::exp;  // of float as of double, as in CUDA: the C library's own take double alone
+using std::log;
+using std::pow;
+using std::sqrt;
 inline float rsqrtf(float x) { return 1 / sqrtf(x); }
 inline double rsqrt(double x) { return 1 / sqrt(x); }
 inline float __expf(float x) { return expf(x); }

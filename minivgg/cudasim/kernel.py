@@ -81,7 +81,7 @@ class RawKernel:
     # ---- Refusing what a GPU would refuse, and what it would silently misread ----
 
     def _check_launch(self, library, grid, block, shared_mem) -> None:
-        static = sum(nbytes for _, _, nbytes in library.shared)
+        static = sum(array.nbytes for array in library.shared if array.function == self.name)
         refusals = (
             (np.prod(block) > MAX_THREADS, f"a block has at most {MAX_THREADS} threads, this one {np.prod(block)}"),
             (block[2] > 64, f"a block is at most 64 threads deep, this one {block[2]}"),
@@ -148,14 +148,15 @@ class RawKernel:
             (name, a.nbytes, a.itemsize) if isinstance(a, np.ndarray) else ("", 0, 0)
             for name, a in zip(self.parameters, args, strict=True)
         ]
-        static = [(f"shared {name}", nbytes, 0) for name, _, nbytes in library.shared]
+        static = [(f"shared {array.name}", array.nbytes, 0) for array in library.shared]
         return [*named, *static, ("dynamic shared memory", library.dynamic, 0)]
 
     def _run_watched(self, library, checks: Checks, launch: Launch, args) -> None:
-        guarded, originals = [], []
+        guarded, originals, copies = [], [], {}
         for a in args:
             if isinstance(a, np.ndarray):
-                copy = _guarded(a)
+                same = (a.ctypes.data, a.dtype, a.shape, a.strides)  # an array that is passed twice stays one
+                copy = copies[same] if same in copies else copies.setdefault(same, _guarded(a))
                 originals.append((a, copy))
                 a = copy
             guarded.append(a)
@@ -210,7 +211,11 @@ def _guarded(a: np.ndarray) -> np.ndarray:
 
 @functools.lru_cache(1024)
 def _library(source: str, name: str, options: tuple[str, ...], file: str, watched: bool) -> "_Library":
-    return _Library(compiler.build(source, (name,), options, file=file, watched=watched), name)
+    how = {"options": options, "file": file, "watched": watched}
+    try:  # all kernels of a source at once: most of the time goes to the header
+        return _Library(compiler.build(source, tuple(kernels_of(source)), **how), name)
+    except compiler.CompileError:  # one of the others may be switched off by these options
+        return _Library(compiler.build(source, (name,), **how), name)
 
 
 class _Library:
@@ -248,8 +253,8 @@ class _Library:
         for number, a in enumerate(args):
             if isinstance(a, np.ndarray):
                 self._array(a.ctypes.data, a.nbytes, a.itemsize, 0, number)
-        for number, (_, address, nbytes) in enumerate(self.shared, len(args)):
-            self._array(self._dll.cudasim_image() + address, nbytes, 1, 1, number)
+        for number, array in enumerate(self.shared, len(args)):
+            self._array(self._dll.cudasim_image() + array.address, array.nbytes, 1, 1, number)
 
     def _array(self, begin, size, granule, shared, number) -> None:
         self._dll.cudasim_array(ctypes.c_void_p(begin), ctypes.c_size_t(size), granule, shared, number)

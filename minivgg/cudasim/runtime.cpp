@@ -60,6 +60,16 @@ void step_aside() {
     if (!_setjmp(running().place)) _longjmp(scheduler, 1);
 }
 
+// The stacks stay from launch to launch: their first touch, a page fault a thread, costs more than a small launch.
+bool provide_stacks(size_t size) {
+    if (size <= stacks_size) return true;
+    if (stacks_size) munmap(stacks, stacks_size);
+    void* memory = mmap(nullptr, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANON, -1, 0);
+    stacks_size = memory == MAP_FAILED ? 0 : size;
+    stacks = static_cast<char*>(memory);
+    return stacks_size;
+}
+
 void live() {  // a fiber's life: one thread of each block
     for (;;) {
         kernel(arguments);
@@ -244,9 +254,9 @@ void cudasim_copies_wait(int groups_left) {
     size_t kept = 0;
     for (auto& copy : me.copies) {
         if (copy.group < me.groups - groups_left) {
-            watch_access(copy.from, copy.size, READ, copy.pc);
+            if (copy.from) watch_access(copy.from, copy.size, READ, copy.pc);
             watch_access(copy.to, copy.size, WRITE, copy.pc);
-            memcpy(copy.to, copy.from, copy.size);
+            copy.from ? memcpy(copy.to, copy.from, copy.size) : memset(copy.to, 0, copy.size);
         } else me.copies[kept++] = copy;
     }
     me.copies.resize(kept);
@@ -260,9 +270,7 @@ const char* cudasim_launch(void (*call)(void**), void** values, const unsigned* 
     cudasim_block_size = dim3(block[0], block[1], block[2]);
     dynamic_shared.assign(shared_bytes, 0);
     fibers.assign(size_t{block[0]} * block[1] * block[2], Fiber());
-    stacks_size = fibers.size() * STACK;
-    stacks = static_cast<char*>(mmap(nullptr, stacks_size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANON, -1, 0));
-    if (stacks == MAP_FAILED) return "no memory for the threads' stacks";
+    if (!provide_stacks(fibers.size() * STACK)) return "no memory for the threads' stacks";
     for (unsigned i = 0; i < fibers.size(); i++) {
         fibers[i].thread = {i % block[0], i / block[0] % block[1], i / block[0] / block[1]};
         fibers[i].lane = i % 32, fibers[i].warp = i / 32;
@@ -277,7 +285,6 @@ const char* cudasim_launch(void (*call)(void**), void** values, const unsigned* 
         run_block({unsigned(i % grid[0]), unsigned(i / grid[0] % grid[1]), unsigned(i / grid[0] / grid[1])}, order);
         if (!error.empty()) break;
     }
-    munmap(stacks, stacks_size);
     return error.empty() ? nullptr : error.c_str();
 }
 

@@ -6,15 +6,16 @@
 
 // ---- Copies from global to shared memory that land only when they are waited for (sm_80 and later) ----
 
+// Zeros come instead where nothing is `there`, and `global` is not read.
 template <int bytes>
-__device__ __forceinline__ void cp_async(void* shared, const void* global) {
+__device__ __forceinline__ void cp_async(void* shared, const void* global, bool there = true) {
     static_assert(bytes == 4 || bytes == 8 || bytes == 16, "cp.async moves 4, 8 or 16 bytes");
 #ifdef CUDASIM
-    cudasim::cudasim_copy_later(shared, global, bytes);
+    cudasim::cudasim_copy_later(shared, there ? global : nullptr, bytes);
 #else
-    const unsigned at = static_cast<unsigned>(__cvta_generic_to_shared(shared));
-    if (bytes == 16) asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(at), "l"(global) : "memory");
-    else asm volatile("cp.async.ca.shared.global [%0], [%1], %2;" ::"r"(at), "l"(global), "n"(bytes) : "memory");
+    const unsigned at = static_cast<unsigned>(__cvta_generic_to_shared(shared)), read = there ? bytes : 0;
+    if (bytes == 16) asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(at), "l"(global), "r"(read) : "memory");
+    else asm volatile("cp.async.ca.shared.global [%0], [%1], %2, %3;" ::"r"(at), "l"(global), "n"(bytes), "r"(read) : "memory");
 #endif
 }
 

@@ -64,7 +64,8 @@ _WORDS = 0, 1, 2, len(_HEADS) - 1
 class Report:
     """The result of `check`: `ok` or not. Print it, show it in a notebook, `plot()` it, or `raise_if_failed()`.
 
-    `diagnosis` says, a sentence each, what is wrong; `evaluations` counts the forwards that slopes have taken.
+    `diagnosis` says, a sentence each, what is wrong; `evaluations` counts the forwards that slopes have taken, and
+    `seconds` is the time of the whole check.
     """
 
     target: str
@@ -105,11 +106,13 @@ class Report:
         lines += ["", "Diagnosis", *(f"• {sentence}" for sentence in self.diagnosis)] if self.diagnosis else []
         return "\n".join([self._title(), "", *lines])
 
+    __repr__ = __str__
+
     def _title(self) -> str:
         kinks = f", {self.kinks} kink{'s' * (self.kinks > 1)}" if self.kinks else ""
         verdict = "the gradient is right" if all(row.ok for row in self.rows) else "the gradient is WRONG"
         verdict += ", but not all invariants hold" if self.broken else ""
-        return f"{self.target}: {verdict} ({self.evaluations} forwards, {self.seconds:.2f} s{kinks})"
+        return f"{self.target}: {verdict} ({self.evaluations} forwards{kinks})"  # no seconds: same seed, same text
 
     def _repr_html_(self) -> str:
         def row(cells, tag="td", style=""):

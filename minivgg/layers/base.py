@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from minivgg.backends.array import ordered_like, xp_of
+from minivgg.backends.array import device_of, ordered_like, to, to_cpu
 
 
 class Param:
@@ -108,10 +108,10 @@ class Layer:
         return places
 
     def state_dict(self) -> dict[str, np.ndarray]:
-        """All parameters and buffers, C-contiguous, by torchvision's names. Not necessarily copies."""
+        """All parameters and buffers, by torchvision's names: NumPy arrays, C-contiguous, wherever the layer's own are.
+        Not necessarily copies."""
         return {
-            name: xp_of(getattr(owner, key)).ascontiguousarray(getattr(owner, key))
-            for name, (owner, key) in self._arrays().items()
+            name: np.ascontiguousarray(to_cpu(getattr(owner, key))) for name, (owner, key) in self._arrays().items()
         }
 
     def state_shapes(self) -> dict[str, tuple[int, ...]]:
@@ -119,7 +119,7 @@ class Layer:
         return {name: getattr(owner, key).shape for name, (owner, key) in self._arrays().items()}
 
     def load_state_dict(self, state: dict, strict: bool = True) -> None:
-        """Copy `state` into the parameters and buffers, in their own dtype.
+        """Copy `state` into the parameters and buffers, in their own dtype and on their own device.
 
         Raises ValueError, and changes nothing, where a name is missing or left over (`num_batches_tracked` of
         PyTorch's batch norm may be there) or a shape differs. Unless `strict`, what is missing stays as it is, and
@@ -140,7 +140,8 @@ class Layer:
                     f"but the network needs {getattr(owner, key).shape}"
                 )
         for name, (owner, key) in places.items():
-            getattr(owner, key)[...] = given[name]
+            mine = getattr(owner, key)
+            mine[...] = to(given[name], device_of(mine))
 
     def astype(self, dtype) -> "Layer":
         """This layer with all parameters and buffers turned to `dtype`, gradients forgotten."""
@@ -148,6 +149,25 @@ class Layer:
         for owner, key in self._arrays().values():
             setattr(owner, key, getattr(owner, key).astype(dtype))
         return self
+
+    def to(self, device: str) -> "Layer":
+        """This layer with all parameters, their gradients and buffers on `device`: "cpu", "gpu", or "sim".
+
+        What a forward has kept is forgotten. Of what it shares with layers outside (its twins), the parameters move for
+        them as well, the buffers do not. An optimiser keeps its state where the parameters were when it was made: move
+        first. Cost: a copy of each array that is not there yet.
+        """
+        for owner, key in self._arrays().values():
+            setattr(owner, key, to(getattr(owner, key), device))
+        for p in self.named_params().values():
+            p.grad = None if p.grad is None else to(p.grad, device)
+        for _, layer in self.walk():
+            layer._forget()
+        return self
+
+    def _forget(self) -> None:
+        """Let go of all arrays that are neither parameters nor buffers."""
+        self._cache = None
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}()"

@@ -1,10 +1,9 @@
 """Layers made of layers: one after another (`Sequential`), side by side (`Concat`), or beside the way (`Auxiliary`)."""
 
+import itertools
 from collections.abc import Iterator
 
-import numpy as np
-
-from minivgg.backends.array import nchw, nhwc, xp_of
+from minivgg.backends.array import nchw, nhwc, on_gpu, xp_of
 from minivgg.errors import BadInput
 from minivgg.layers import dense, fusion
 from minivgg.layers.base import Layer, nothing_kept
@@ -155,11 +154,11 @@ class Concat(_Container):
     def forward(self, x, train=False, *, keep=None):
         ys = [branch.forward(x, train, keep=keep) for branch in self]
         self.output_shape_of([y.shape for y in ys])
-        self._splits = np.cumsum([y.shape[1] for y in ys])[:-1]
+        self._splits = list(itertools.accumulate(y.shape[1] for y in ys[:-1]))
         return nchw(xp_of(x).concatenate([nhwc(y) for y in ys], axis=3))
 
     def backward(self, dy, *, need_dx=True):
-        parts = np.split(dy, getattr(self, "_splits", [1] * (len(self) - 1)), axis=1)
+        parts = xp_of(dy).split(dy, getattr(self, "_splits", [1] * (len(self) - 1)), axis=1)
         dxs = [branch.backward(part, need_dx=need_dx) for branch, part in zip(self, parts, strict=True)]
         return sum(dxs[1:], start=dxs[0]) if need_dx else None
 
@@ -211,8 +210,12 @@ class Auxiliary(Sequential):
 
     def twin(self):
         twin = super().twin()
-        twin.scores = twin.dscores = None
+        twin._forget()
         return twin
+
+    def _forget(self):
+        super()._forget()
+        self.scores = self.dscores = None
 
     def output_shape(self, shape):
         return shape
@@ -232,7 +235,7 @@ def auxiliary_loss_forward(model: Layer, labels, label_smoothing: float = 0.0) -
     for _, head in model.walk():
         if isinstance(head, Auxiliary) and head.scores is not None:
             own, own_cache = softmax_cross_entropy_forward(head.scores, labels, label_smoothing)
-            loss += head.share * float(own)
+            loss += head.share * (own if on_gpu(own) else float(own))  # a GPU's stays there, and nobody waits for it
             cache.append((head, own_cache))
     return loss, cache
 

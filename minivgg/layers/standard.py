@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 
-from minivgg.backends.array import nchw, xp_of
+from minivgg.backends.array import constant_on, nchw
 from minivgg.layers.base import Layer, Param
 from minivgg.ops.avgpool import adaptive_avgpool2d_forward, avgpool2d_backward, avgpool2d_forward
 from minivgg.ops.batchnorm import batchnorm_backward, batchnorm_forward, running_average
@@ -76,6 +76,10 @@ class Conv2d(Layer):
         twin = super().freeze()
         twin._prepared = {}
         return twin
+
+    def _forget(self):
+        super()._forget()
+        self._prepared = None if self._prepared is None else {}
 
     def fold(self, scale, shift) -> None:
         """Become this convolution and then scale·y + shift, for scale and shift (O,): what a frozen batch norm is."""
@@ -284,7 +288,7 @@ class ChannelAffine(Layer):
 
     @staticmethod
     def _per_channel(values: tuple, x):
-        return xp_of(x).asarray(values, x.dtype)[:, None, None]
+        return constant_on(x, np.asarray(values, x.dtype))[:, None, None]
 
     def __repr__(self):
         return f"ChannelAffine({self.scale}, {self.shift})"

@@ -7,9 +7,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from minivgg.backends.array import nchw, nhwc
+from minivgg.backends import cuda
+from minivgg.backends.array import constant_on, empty_on, nchw, nhwc, on_gpu
 from minivgg.backends.jit import kernel, prange
-from minivgg.backends.workspace import empty
 from minivgg.ops.windows import check_gradient, check_nchw, output_size, pair
 
 
@@ -52,10 +52,33 @@ def _backward(dy, dx, rows, cols, area):
                             dx[n, h, w, c] += dy[n, oh, ow, c] / area[oh, ow]
 
 
+def _forward_on_gpu(x, y, rows, cols, area):
+    _launch_on_gpu("forward", y, x, y, rows, cols, area, x.shape[1:3])
+
+
+def _backward_on_gpu(dy, dx, rows, cols, area):
+    covering = (_covering(windows, size) for windows, size in zip((rows, cols), dx.shape[1:3], strict=True))
+    _launch_on_gpu("backward", dx, dy, dx, *covering, area, dx.shape[1:3])
+
+
+def _covering(windows, size: int):
+    """(2, size): the first of the windows that covers each row, and the one behind the last that does."""
+    (begins, ends), places = windows, np.arange(size)
+    return np.stack([np.searchsorted(ends, places, "right"), np.searchsorted(begins, places, "right")])
+
+
+def _launch_on_gpu(name: str, result, source, target, rows, cols, area, size: tuple):
+    N, H, W, C = result.shape
+    constants = (constant_on(result, a) for a in (rows.astype(np.int32), cols.astype(np.int32), area))
+    launch = cuda.kernel("ops/avgpool.cu", name, T=result.dtype)
+    launch.over_pixels(N * H * W, C, source, target, *constants, *size, *area.shape)
+
+
 def _pool(x, rows, cols, area):
-    y = empty((x.shape[0], rows.shape[1], cols.shape[1], x.shape[1]), x.dtype)
+    y = empty_on(x)((x.shape[0], rows.shape[1], cols.shape[1], x.shape[1]), x.dtype)
     area = area.astype(x.dtype)
-    _forward(nhwc(x), y, rows, cols, area)
+    forward = _forward_on_gpu if on_gpu(x) else _forward
+    forward(nhwc(x), y, rows, cols, area)
     return nchw(y), AvgPoolCache(x.shape, rows, cols, area)
 
 
@@ -108,8 +131,12 @@ def avgpool2d_backward(dy, cache: AvgPoolCache):
     """dx (N, C, H, W): every dy (N, C, OH, OW) shared out evenly over its window."""
     (N, C, H, W), rows, cols, area = cache
     check_gradient("avgpool2d_backward", dy, (N, C, *area.shape), area.dtype)
-    dx = np.zeros((N, H, W, C), dy.dtype)
-    _backward(nhwc(dy), dx, rows, cols, area)
+    if on_gpu(dy):
+        dx = empty_on(dy)((N, H, W, C), dy.dtype)
+        _backward_on_gpu(nhwc(dy), dx, rows, cols, area)
+    else:
+        dx = np.zeros((N, H, W, C), dy.dtype)
+        _backward(nhwc(dy), dx, rows, cols, area)
     return nchw(dx)
 
 

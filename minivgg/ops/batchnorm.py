@@ -7,7 +7,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from minivgg.backends.array import empty_like
+from minivgg.backends.array import empty_like, xp_of
+from minivgg.backends.cuda import twin
 from minivgg.backends.jit import kernel, prange
 from minivgg.ops.channels import as_rows, block_rows, block_sums, from_rows
 from minivgg.ops.windows import check_gradient
@@ -25,6 +26,7 @@ class BatchNormCache(NamedTuple):
     from_batch: bool
 
 
+@twin("ops/batchnorm.cu", "block_moments", over="blocks")
 @kernel
 def _block_moments(x, block, means, m2s):
     """Mean and sum of squared deviations of every block of rows, each in two passes over cached memory."""
@@ -45,6 +47,7 @@ def _block_moments(x, block, means, m2s):
                 m2[c] += (row[c] - mean[c]) ** 2
 
 
+@twin("ops/batchnorm.cu", "normalise", over="pixels")
 @kernel
 def _normalise(x, y, mean, scale, shift):
     P, C = x.shape
@@ -53,8 +56,9 @@ def _normalise(x, y, mean, scale, shift):
             y[p, c] = (x[p, c] - mean[c]) * scale[c] + shift[c]
 
 
+@twin("ops/batchnorm.cu", "block_gradients", over="blocks")
 @kernel
-def _block_gradients(dy, x, mean, istd, block, dy_sums, dy_xhat_sums):
+def _block_gradients(dy, block, x, mean, istd, dy_sums, dy_xhat_sums):
     P, C = x.shape
     for b in prange(len(dy_sums)):
         dy_sums[b] = 0
@@ -65,6 +69,7 @@ def _block_gradients(dy, x, mean, istd, block, dy_sums, dy_xhat_sums):
                 dy_xhat_sums[b, c] += dy[p, c] * ((x[p, c] - mean[c]) * istd[c])
 
 
+@twin("ops/batchnorm.cu", "grad_input", over="pixels")
 @kernel
 def _grad_input(dy, x, dx, mean, istd, scale, dy_mean, dy_xhat_mean):
     P, C = x.shape
@@ -76,10 +81,10 @@ def _grad_input(dy, x, dx, mean, istd, scale, dy_mean, dy_xhat_mean):
 
 def _moments(rows):
     """Mean and (biased) variance of (pixels, C) over pixels, in float64: Chan's rule joins the blocks."""
-    block, P = block_rows(rows), len(rows)
+    block, P, xp = block_rows(rows), len(rows), xp_of(rows)
     means, m2s = block_sums(rows), block_sums(rows)
     _block_moments(rows, block, means, m2s)
-    counts = np.minimum(block, P - np.arange(len(means)) * block)[:, None]
+    counts = xp.minimum(block, P - xp.arange(len(means)) * block)[:, None]
     mean = (counts * means).sum(axis=0) / P
     return mean, (m2s + counts * (means - mean) ** 2).sum(axis=0) / P
 
@@ -110,9 +115,9 @@ def batchnorm_forward(x, weight, bias, *, mean=None, var=None, eps=1e-5):
                 f"batchnorm: x {x.shape} has one value a channel, which has no variance; use a larger batch"
             )
         mean, var = _moments(rows)
-    mean, var = np.asarray(mean, np.float64), np.asarray(var, np.float64)
+    mean, var = mean.astype(np.float64, copy=False), var.astype(np.float64, copy=False)
     y = empty_like(rows)
-    _normalise(rows, y, mean.astype(x.dtype), (weight / np.sqrt(var + eps)).astype(x.dtype), bias)
+    _normalise(rows, y, *(v.astype(x.dtype) for v in (mean, weight / np.sqrt(var + eps), bias)))
     return from_rows(y, x.shape), BatchNormCache(x, weight, mean, var, eps, len(rows), from_batch)
 
 
@@ -128,7 +133,7 @@ def batchnorm_backward(dy, cache: BatchNormCache):
     istd = 1 / np.sqrt(var + eps)
     dy_sums, dy_xhat_sums = block_sums(rows), block_sums(rows)
     centre, scale = mean.astype(x.dtype), istd.astype(x.dtype)
-    _block_gradients(dy, rows, centre, scale, block_rows(rows), dy_sums, dy_xhat_sums)
+    _block_gradients(dy, block_rows(rows), rows, centre, scale, dy_sums, dy_xhat_sums)
     dbias, dweight = dy_sums.sum(axis=0), dy_xhat_sums.sum(axis=0)
     dy_mean, dy_xhat_mean = (dbias / count, dweight / count) if from_batch else (0 * dbias, 0 * dweight)
     dx = empty_like(rows)

@@ -6,7 +6,8 @@ float64: so it comes out the same to the last bit with any number of threads, an
 
 import numpy as np
 
-from minivgg.backends.array import nchw, nhwc
+from minivgg.backends.array import nchw, nhwc, xp_of
+from minivgg.backends.cuda import twin
 from minivgg.backends.jit import kernel, prange
 
 _BLOCK = 16384  # elements: 64 KB of float32, so that a block read twice comes from cache the second time
@@ -14,7 +15,7 @@ _BLOCK = 16384  # elements: 64 KB of float32, so that a block read twice comes f
 
 def as_rows(x):
     """(N, C, H, W) or (N, C) → (pixels, C), a view where the memory is channels last, else a copy."""
-    return np.ascontiguousarray(x) if x.ndim == 2 else nhwc(x).reshape(-1, x.shape[1])
+    return xp_of(x).ascontiguousarray(x) if x.ndim == 2 else nhwc(x).reshape(-1, x.shape[1])
 
 
 def from_rows(rows, shape: tuple):
@@ -29,9 +30,10 @@ def block_rows(rows) -> int:
 
 def block_sums(rows):
     """An empty (blocks, C) float64 array for a kernel's sums over the blocks of `rows` (pixels, C)."""
-    return np.empty((-(-len(rows) // block_rows(rows)), rows.shape[1]), np.float64)
+    return xp_of(rows).empty((-(-len(rows) // block_rows(rows)), rows.shape[1]), np.float64)
 
 
+@twin("ops/channels.cu", "sum_blocks", over="blocks")
 @kernel
 def _sum_blocks(rows, block, sums):
     P, C = rows.shape
@@ -42,6 +44,7 @@ def _sum_blocks(rows, block, sums):
                 sums[b, c] += rows[p, c]
 
 
+@twin("ops/channels.cu", "add", over="pixels")
 @kernel
 def _add(rows, b):
     P, C = rows.shape

@@ -13,6 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from minivgg.backends.array import empty_like, memory_run
+from minivgg.backends.cuda import twin
 from minivgg.backends.jit import kernel, njit, prange
 from minivgg.ops.windows import check_gradient
 
@@ -92,6 +93,7 @@ def _random_of_pixels(first, C, P, call, seed, random):
         random[i] = words[which[i], i]
 
 
+@twin("ops/dropout.cu", "apply")
 @kernel
 def _apply(x, y, C, P, seed, call, threshold, scale):
     """y = x · scale where the element's random word reaches the threshold, else 0; x, y in memory order (n, P, C)."""

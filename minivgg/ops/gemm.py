@@ -24,6 +24,7 @@ import numpy as np
 from threadpoolctl import ThreadpoolController
 
 from minivgg.backends import workspace
+from minivgg.backends.array import on_gpu, xp_of
 from minivgg.backends.jit import kernel, njit, prange, threads
 from minivgg.backends.microkernel import COLUMNS, ROWS, product
 from minivgg.backends.simd import LANES, traced, transpose
@@ -40,8 +41,13 @@ _READING = 1 << 23  # the same for a product with a vector, where each multiply-
 def gemm(a, b, out=None):
     """a (M, K) · b (K, N) → (M, N), into `out` if given; both factors may be transposed views.
 
+    On a GPU it is cuBLAS's; see `gemm_on_gpu` for our own there.
+
     Cost: 2·M·K·N FLOP. Each factor is read once if its other dimension fits a block (M ≤ 224 for b, N ≤ 512 for a).
     """
+    if on_gpu(a):
+        with np.errstate(all="ignore"):  # as below, where NumPy stands in for cuBLAS
+            return xp_of(a).matmul(a, b, out=out)  # cuBLAS
     (M, K), N = a.shape, b.shape[1]
     if out is None:
         out = workspace.empty((M, N), a.dtype)

@@ -3,11 +3,13 @@
 AlexNet's, which VGG tried (A-LRN) and dropped. Source: Krizhevsky et al. 2012, §3.3; Simonyan & Zisserman 2015, §4.1.
 """
 
+import functools
 from typing import NamedTuple
 
 import numpy as np
 
-from minivgg.backends.array import empty_like
+from minivgg.backends import cuda
+from minivgg.backends.array import empty_like, on_gpu
 from minivgg.backends.jit import kernel, njit, prange
 from minivgg.ops.channels import as_rows, from_rows
 from minivgg.ops.windows import check_gradient, check_nchw
@@ -53,6 +55,7 @@ def _powers(row, size, alpha, beta, k, scratch, s, power):
             power[c] = s[c] ** -beta
 
 
+@cuda.twin("ops/lrn.cu", "forward", over="pixels")
 @kernel
 def _forward(x, y, size, alpha, beta, k):
     P, C = x.shape
@@ -86,6 +89,13 @@ def _backward(dy, x, dx, size, alpha, beta, k):
                 to[c] -= factor * row[c] * s[c]
 
 
+def _backward_on_gpu(dy, x, dx, size, alpha, beta, k):
+    shares = empty_like(x)
+    launch = functools.partial(cuda.kernel, "ops/lrn.cu", T=x.dtype)
+    launch("hand_out").over_pixels(*x.shape, dy, x, dx, shares, size, alpha, beta, k)
+    launch("take_in").over_pixels(*x.shape, shares, x, dx, size, alpha, beta)
+
+
 def lrn_forward(x, size=5, alpha=1e-4, beta=0.75, k=1.0):
     """y[c] = x[c] · (k + alpha/size · Σ x[i]²)^−beta, i over the `size` channels c − size//2, …, at every pixel.
 
@@ -107,5 +117,6 @@ def lrn_backward(dy, cache: LRNCache):
     check_gradient("lrn_backward", dy, x.shape, x.dtype)
     rows = as_rows(x)
     dx = empty_like(rows)
-    _backward(as_rows(dy), rows, dx, size, *map(x.dtype.type, (alpha, beta, k)))
+    backward = _backward_on_gpu if on_gpu(x) else _backward
+    backward(as_rows(dy), rows, dx, size, *map(x.dtype.type, (alpha, beta, k)))
     return from_rows(dx, x.shape)

@@ -8,9 +8,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from minivgg.backends.array import nchw, nhwc
+from minivgg.backends import cuda
+from minivgg.backends.array import empty_on, nchw, nhwc, on_gpu
 from minivgg.backends.jit import kernel, njit, prange
-from minivgg.backends.workspace import empty
 from minivgg.ops.windows import check_gradient, check_nchw, output_size, pair
 
 
@@ -132,6 +132,18 @@ def _backward_side_by_side(dy, argmax, dx, window):
                         to[c] = 0
 
 
+def _forward_on_gpu(x, y, argmax, window, stride, padding, relu):
+    launch = cuda.kernel("ops/maxpool.cu", "forward", T=x.dtype, A=argmax.dtype, RELU=relu)
+    (N, H, W, C), (_, OH, OW, _) = x.shape, y.shape
+    launch.over_pixels(N * OH * OW, C, x, y, argmax, H, W, OH, OW, *window, *stride, *padding)
+
+
+def _backward_on_gpu(dy, argmax, dx, window, stride, padding):
+    launch = cuda.kernel("ops/maxpool.cu", "backward", T=dx.dtype, A=argmax.dtype, RELU=False)
+    (N, H, W, C), (_, OH, OW, _) = dx.shape, dy.shape
+    launch.over_pixels(N * H * W, C, dy, argmax, dx, H, W, OH, OW, *window, *stride, *padding)
+
+
 def maxpool2d_forward(x, kernel_size, stride=None, padding=0, *, ceil_mode=False, relu=False):
     """y[n, c, oh, ow] = the largest x[n, c, oh·stride − padding + kh, ow·stride − padding + kw] inside the image.
 
@@ -151,10 +163,13 @@ def maxpool2d_forward(x, kernel_size, stride=None, padding=0, *, ceil_mode=False
         raise ValueError(f"maxpool2d: padding {padding} must be at most half the window {window}")
     N, C, H, W = x.shape
     OH, OW = output_size("maxpool2d", (H, W), window, stride, padding, ceil_mode)
+    empty = empty_on(x)
     y = empty((N, OH, OW, C), x.dtype)
     argmax = empty(y.shape, np.min_scalar_type(window[0] * window[1] - (not relu)))
     inside = (OH - 1) * stride[0] + window[0] <= H and (OW - 1) * stride[1] + window[1] <= W
-    if window == (2, 2) and padding == (0, 0) and inside:
+    if on_gpu(x):
+        _forward_on_gpu(nhwc(x), y, argmax, window, stride, padding, relu)
+    elif window == (2, 2) and padding == (0, 0) and inside:
         _forward_2x2(nhwc(x), y, argmax, stride, relu)
     else:
         _forward(nhwc(x), y, argmax, window, stride, padding, relu)
@@ -169,8 +184,10 @@ def maxpool2d_backward(dy, cache: MaxPoolCache):
     argmax, (N, C, H, W), window, stride, padding, dtype = cache
     _, OH, OW, _ = argmax.shape
     check_gradient("maxpool2d_backward", dy, (N, C, OH, OW), dtype)
-    dx = empty((N, H, W, C), dtype)
-    if stride == window and padding == (0, 0):
+    dx = empty_on(dy)((N, H, W, C), dtype)
+    if on_gpu(dy):
+        _backward_on_gpu(nhwc(dy), argmax, dx, window, stride, padding)
+    elif stride == window and padding == (0, 0):
         _backward_side_by_side(nhwc(dy), argmax, dx, window)
     else:
         _backward(nhwc(dy), argmax, dx, window, stride, padding)

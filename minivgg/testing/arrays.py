@@ -7,7 +7,7 @@ import numba
 import numpy as np
 
 from minivgg.backends import workspace
-from minivgg.backends.array import to, xp_of
+from minivgg.backends.array import to, why_not, xp_of
 
 # ---- Random data ----
 
@@ -73,18 +73,9 @@ def laid_out(a, order: str):
 # ---- Devices, threads, memory ----
 
 
-def why_no_gpu() -> str | None:
-    """None if there is a GPU to work on, else the reason."""
-    try:
-        import cupy
-    except ImportError:
-        return "CuPy is not installed"
-    return None if cupy.cuda.is_available() else "CuPy finds no device"
-
-
 def devices() -> tuple[str, ...]:
     """The devices present: "cpu", and "gpu" where CuPy is installed and finds one."""
-    return ("cpu",) if why_no_gpu() else ("cpu", "gpu")
+    return ("cpu",) if why_not("gpu") else ("cpu", "gpu")
 
 
 def put(a, device: str):

@@ -183,6 +183,7 @@ _ROWS = (
         (Case((7, 5), (6, 5), (6,)), Case((1, 5), (6, 5)), Case((1, 1), (1, 1), (1,)), Case((3, 40), (33, 40), (33,))),
         oracles.linear,
         affine_in=("x", "w", "b"),
+        devices=EVERYWHERE,
     ),
     Op(
         "maxpool2d",
@@ -206,6 +207,7 @@ _ROWS = (
         ),
         oracles.maxpool2d,
         bits=True,
+        devices=EVERYWHERE,
     ),
     Op(
         "avgpool2d",
@@ -221,6 +223,7 @@ _ROWS = (
         oracles.avgpool2d,
         affine_in=("x",),
         bits=True,
+        devices=EVERYWHERE,
     ),
     Op(
         "adaptive_avgpool2d",
@@ -233,6 +236,7 @@ _ROWS = (
         oracles.adaptive_avgpool2d,
         affine_in=("x",),
         bits=True,
+        devices=EVERYWHERE,
     ),
     Op(
         "batchnorm",
@@ -248,6 +252,7 @@ _ROWS = (
         oracles.batchnorm,
         affine_in=("weight", "bias"),
         bits=True,
+        devices=EVERYWHERE,
     ),
     Op(
         "lrn",
@@ -261,6 +266,7 @@ _ROWS = (
         ),
         oracles.lrn,
         bits=True,
+        devices=EVERYWHERE,
     ),
     Op(
         "relu",
@@ -272,7 +278,14 @@ _ROWS = (
         devices=EVERYWHERE,
     ),
     # NumPy has another exponential for strided memory, which may round differently: no bits
-    Op("sigmoid", sigmoid_forward, sigmoid_backward, (Case(IMAGES), Case(MATRIX), Case(PIXEL)), oracles.sigmoid),
+    Op(
+        "sigmoid",
+        sigmoid_forward,
+        sigmoid_backward,
+        (Case(IMAGES), Case(MATRIX), Case(PIXEL)),
+        oracles.sigmoid,
+        devices=EVERYWHERE,
+    ),
     Op(
         "dropout",
         partial(dropout_forward, seed=2**40 + 5, call=2**33 + 1),
@@ -280,6 +293,7 @@ _ROWS = (
         (Case(IMAGES, p=0.4), Case(MATRIX, p=0.4), Case((1, 33), p=0.0)),
         affine_in=("x",),
         bits=True,
+        devices=EVERYWHERE,
     ),
     Op(
         "flatten",
@@ -289,9 +303,17 @@ _ROWS = (
         oracles.flatten,
         affine_in=("x",),
         bits=True,
+        devices=EVERYWHERE,
         views=True,
     ),
-    Op("softmax", softmax_forward, softmax_backward, (Case((4, 5)), Case((1, 7)), Case((3, 1))), oracles.softmax),
+    Op(
+        "softmax",
+        softmax_forward,
+        softmax_backward,
+        (Case((4, 5)), Case((1, 7)), Case((3, 1))),
+        oracles.softmax,
+        devices=EVERYWHERE,
+    ),
     Op(
         "softmax_cross_entropy",
         softmax_cross_entropy_forward,
@@ -302,6 +324,7 @@ _ROWS = (
             Case((1, 2), labels=np.array([1])),
         ),
         oracles.softmax_cross_entropy,
+        devices=EVERYWHERE,
     ),
 )
 CASES: dict[str, Op] = {op.name: op for op in _ROWS}

@@ -9,8 +9,7 @@ import numpy as np
 from minivgg.backends.array import device_of
 from minivgg.gradcheck import check
 from minivgg.layers import Layer
-from minivgg.testing.arrays import put
-from minivgg.testing.cases import LAYERS, Case, Op
+from minivgg.testing.cases import EVERYWHERE, LAYERS, Case, Op
 from minivgg.testing.report import Broken, Report
 from minivgg.testing.rules import RULES, Trial, agree, copies, rule, slopes
 from minivgg.testing.suite import hold
@@ -21,6 +20,7 @@ def check_layer(
     shape: tuple | None = None,
     *,
     without: Iterable[str] = (),
+    devices: Iterable[str] | None = None,
     raise_on_failure: bool = True,
 ) -> Report:
     """Hold a layer to all rules for ops, and to those for layers, on inputs of `shape`.
@@ -28,13 +28,16 @@ def check_layer(
         check_layer("Conv2d")                       # a row of LAYERS
         check_layer(MyLayer(3, 8), (2, 3, 6, 5))    # yours: any subclass of `Layer`, or a function that makes one
 
-    Copies of it are checked, with random parameters. `without` leaves out rules by their titles. Cost: about 60 passes
-    and two gradient checks. Raises AssertionError as `check_op` does; KeyError for an unknown name.
+    Copies of it are checked, with random parameters. `without` leaves out rules by their titles; `devices` are those
+    present for a row of LAYERS, and for yours the CPU, unless given. Cost: about 60 passes and two gradient checks on
+    each. Raises AssertionError as `check_op` does; KeyError for an unknown name.
     """
+    devices = ("cpu",) if devices is None and not isinstance(layer, str) else devices
     if isinstance(layer, str):
         layer, shape = LAYERS[layer]
     layer = layer if isinstance(layer, Layer) else layer()
-    return hold(LayerOp.of(layer, shape), LAYER_RULES, without=without, raise_on_failure=raise_on_failure)
+    op = LayerOp.of(layer, shape)
+    return hold(op, LAYER_RULES, without=without, devices=devices, raise_on_failure=raise_on_failure)
 
 
 @dataclass(frozen=True)
@@ -53,15 +56,13 @@ class LayerOp(Op):
             return mine.forward(x, train=True), mine
 
         names = ("x", *params)
-        return cls(type(layer).__name__, forward, _backward, (case,), views=True, names=names, layer=layer)
+        name = type(layer).__name__
+        return cls(name, forward, _backward, (case,), views=True, devices=EVERYWHERE, names=names, layer=layer)
 
 
 def _copy(layer: Layer, x, arrays: tuple) -> Layer:
     """A copy of the layer in x's dtype and on its device, with these parameters."""
-    mine = copy.deepcopy(layer).astype(x.dtype)
-    for _, leaf in mine.walk():
-        for key in leaf.buffers:
-            setattr(leaf, key, put(getattr(leaf, key), device_of(x)))
+    mine = copy.deepcopy(layer).astype(x.dtype).to(device_of(x))
     for p, data in zip(mine.named_params().values(), arrays, strict=True):
         p.data = data
     return mine

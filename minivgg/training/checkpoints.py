@@ -7,6 +7,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from minivgg.backends.array import to_cpu
 from minivgg.errors import BadInput
 from minivgg.files import atomically
 
@@ -14,8 +15,9 @@ _KEY = "minivgg"  # the entry of the file's own metadata that holds the descript
 
 
 def save(path: Path, arrays: dict[str, np.ndarray], description: dict) -> None:
-    """Write `arrays` (name → array) and a JSON-able `description` to `path`, replacing it only once complete."""
-    arrays = {name: np.ascontiguousarray(value) for name, value in arrays.items()}
+    """Write `arrays` (name → array, on any device) and a JSON-able `description` to `path`, replacing it only once
+    complete."""
+    arrays = {name: np.ascontiguousarray(to_cpu(value)) for name, value in arrays.items()}
     with atomically(path) as temporary:
         save_file(arrays, temporary, metadata={_KEY: json.dumps(description)})
 

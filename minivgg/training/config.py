@@ -41,6 +41,7 @@ class Config:
     flip: bool = True
     colour: float = 0.0
     seed: int = 0
+    device: str = "cpu"
 
     def __post_init__(self):
         for name, low in {"epochs": 1, "batch_size": 1, "lr": 0, "weight_decay": 0, "warmup": 0, "seed": 0}.items():

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from tqdm import tqdm
 
+from minivgg.backends.array import to, to_cpu, xp_of
 from minivgg.errors import BadInput
 from minivgg.layers import Dropout, Layer, auxiliary_loss_backward, auxiliary_loss_forward, walk_forward
 from minivgg.ops.softmax_cross_entropy import softmax_cross_entropy_backward, softmax_cross_entropy_forward
@@ -23,6 +24,8 @@ from minivgg.training.checkpoints import select
 from minivgg.training.loader import Loader
 from minivgg.training.optim import Optimizer, clip_gradients
 from minivgg.training.schedules import Schedule
+
+LOOK = 50  # steps between two looks at what a GPU has done
 
 
 class Diverged(BadInput):
@@ -43,20 +46,24 @@ class Evaluation:
     labels: np.ndarray
 
 
-def evaluate(model: Layer, loader: Loader, progress: bool = False) -> Evaluation:
-    """Run `model` over every batch of `loader`, at test time."""
+def evaluate(model: Layer, loader: Loader, progress: bool = False, device: str = "cpu") -> Evaluation:
+    """Run `model`, which is on `device`, over every batch of `loader`, at test time."""
     scores, labels = [], []
     for x, y in tqdm(loader.epoch(0), "testing", len(loader), leave=False, disable=not progress, unit="batch"):
-        scores.append(model.forward(x))
+        scores.append(model.forward(to(x, device)))
         labels.append(y)
-    scores, labels = np.concatenate(scores), np.concatenate(labels)
+    scores, labels = np.concatenate([*map(to_cpu, scores)]), np.concatenate(labels)
     loss, _ = softmax_cross_entropy_forward(scores, labels)
     return Evaluation(float(loss), float((scores.argmax(axis=1) == labels).mean()), scores, labels)
 
 
 @dataclass
 class Trainer:
-    """A network in training. `lr` is the peak rate, which `schedule` scales; `history` has one row an epoch."""
+    """A network in training, on `device`. `lr` is the peak rate, which `schedule` scales; `history` has a row an epoch.
+
+    A GPU is given its work ahead of time. Asking it for a number means to wait until it has done all of that, so the
+    loss is looked at every `LOOK` steps only (on the CPU: each step), and may have been no number since the last time.
+    """
 
     model: Layer
     train: Loader
@@ -67,22 +74,25 @@ class Trainer:
     epochs: int
     label_smoothing: float = 0.0
     clip_norm: float | None = None
+    device: str = "cpu"
     epoch: int = 0
     batch: int = 0
     history: list[dict] = field(default_factory=list)
     _sums: dict[str, float] = field(default_factory=lambda: {"loss": 0.0, "correct": 0, "images": 0, "seconds": 0.0})
 
     def step(self, x, labels) -> tuple[float, int]:
-        """One step on a batch: forward, loss, backward, update. Returns (loss, how many were right).
+        """One step on a batch: forward, loss, backward, update. Returns (loss, how many were right), on a GPU as arrays
+        there of one number.
 
         The losses of auxiliary heads, where the network has some, are followed too, but not in the loss returned, which
-        is to be compared with that of a test. Raises Diverged, before the update, if the loss is not finite.
+        is to be compared with that of a test. Raises Diverged if the loss is not finite: on the CPU before the update.
         """
+        x, labels = to(x, self.device), to(labels, self.device)
         with np.errstate(all="ignore"):  # numbers that are not finite are looked for, not warned about
             scores = self.model.forward(x, train=True)
             loss, cache = softmax_cross_entropy_forward(scores, labels, self.label_smoothing)
             heads_loss, heads_cache = auxiliary_loss_forward(self.model, labels, self.label_smoothing)
-        if not math.isfinite(total := loss + heads_loss):
+        if self._looks() and not math.isfinite(total := float(loss + heads_loss)):
             raise Diverged(
                 f"the loss is {total} at epoch {self.epoch + 1}, batch {self.batch + 1}: {first_bad(self.model, x)}; "
                 f"try a learning rate below {self.lr}, a warm-up or gradient clipping"
@@ -93,7 +103,12 @@ class Trainer:
         if self.clip_norm is not None:
             clip_gradients(self.optimizer.params, self.clip_norm)
         self.optimizer.step(self.lr * self.schedule(self.epoch + (self.batch + 1) / len(self.train)))
-        return float(loss), int((scores.argmax(axis=1) == labels).sum())
+        correct = (scores.argmax(axis=1) == labels).sum()
+        return (float(loss), int(correct)) if self.device == "cpu" else (loss.astype(np.float64), correct)
+
+    def _looks(self) -> bool:
+        """Whether this step may wait for its loss."""
+        return self.device == "cpu" or self.batch % LOOK == 0 or self.batch + 1 == len(self.train)
 
     def fit(self, save: Callable[[], None] = lambda: None, *, save_minutes: float = 5, progress: bool = True) -> None:
         """Train up to the last epoch. `save()` is called after every epoch, and within one every `save_minutes`.
@@ -105,8 +120,10 @@ class Trainer:
                 last_save = time.monotonic()
                 with _progress_bar(self, progress) as bar:
                     for x, labels in self.train.epoch(self.epoch, start=self.batch):
+                        looks = self._looks()
                         self._count(x, labels)
-                        bar.set_postfix_str(self._summary(), refresh=False)
+                        if looks:
+                            bar.set_postfix_str(self._summary(), refresh=False)
                         bar.update()
                         if interrupted.is_set() and self.batch < len(self.train):
                             save()
@@ -128,13 +145,14 @@ class Trainer:
             self._sums[name] += value
 
     def _end_epoch(self, bar: tqdm, progress: bool) -> None:
-        result = evaluate(self.model, self.test, progress)
-        n, seconds = self._sums["images"], self._sums["seconds"]
+        result = evaluate(self.model, self.test, progress, self.device)
+        sums = self._numbers()
+        n, seconds = sums["images"], sums["seconds"]
         row = {
             "epoch": self.epoch + 1,
             "lr": self.lr * self.schedule(self.epoch + 1),
-            "train_loss": self._sums["loss"] / n,
-            "train_accuracy": self._sums["correct"] / n,
+            "train_loss": sums["loss"] / n,
+            "train_accuracy": sums["correct"] / n,
             "test_loss": result.loss,
             "test_accuracy": result.accuracy,
             "seconds": round(seconds, 3),
@@ -146,15 +164,19 @@ class Trainer:
         self.epoch, self.batch = self.epoch + 1, 0
         self._sums = dict.fromkeys(self._sums, 0)
 
+    def _numbers(self) -> dict[str, float]:
+        """The sums of this epoch as numbers, waiting for those that a GPU has still to add up."""
+        return {name: getattr(value, "item", lambda value=value: value)() for name, value in self._sums.items()}
+
     def _summary(self) -> str:
-        n = self._sums["images"]
-        speed = n / max(self._sums["seconds"], 1e-9)
-        return f"loss {self._sums['loss'] / n:.3f}, accuracy {self._sums['correct'] / n:.2%}, {speed:,.0f} images/s"
+        sums = self._numbers()
+        n, speed = sums["images"], sums["images"] / max(sums["seconds"], 1e-9)
+        return f"loss {sums['loss'] / n:.3f}, accuracy {sums['correct'] / n:.2%}, {speed:,.0f} images/s"
 
     def arrays(self) -> dict[str, np.ndarray]:
         """Everything that a checkpoint must hold as arrays: the network's and the optimiser's."""
         model = {f"model.{name}": value for name, value in self.model.state_dict().items()}
-        return model | {f"optimizer.{name}": value for name, value in self.optimizer.state.items()}
+        return model | {f"optimizer.{name}": to_cpu(value) for name, value in self.optimizer.state.items()}
 
     def place(self) -> dict:
         """Everything else that a checkpoint must hold, as JSON-able values."""
@@ -165,7 +187,7 @@ class Trainer:
             "optimizer_steps": self.optimizer.steps,
             "dropout_calls": calls,
             "schedule": self.schedule.state(),
-            "sums": self._sums,
+            "sums": self._numbers(),
             "history": self.history,
         }
 
@@ -188,13 +210,13 @@ class Trainer:
 
 def first_bad(model: Layer, x) -> str:
     """Where a forward of `x` (a training batch) first meets a number that is not finite, in words."""
-    if not np.isfinite(x).all():
+    if not xp_of(x).isfinite(x).all():
         return "the input already holds values that are not finite"
     previous = ("the input", None)
     for name, layer, inputs in walk_forward(model, x, train=True):
-        if not np.isfinite(inputs).all():
+        if not xp_of(inputs).isfinite(inputs).all():
             break
-        weights = [key for key, p in layer.named_params().items() if not np.isfinite(p.data).all()]
+        weights = [key for key, p in layer.named_params().items() if not xp_of(p.data).isfinite(p.data).all()]
         if weights:
             return f"{name}.{weights[0]} ({layer}) holds values that are not finite"
         previous = (name, layer)

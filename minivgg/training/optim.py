@@ -7,11 +7,13 @@ import math
 
 import numpy as np
 
-from minivgg.backends.array import memory_run
+from minivgg.backends import cuda
+from minivgg.backends.array import device_of, memory_run, on_gpu, to, xp_of
 from minivgg.backends.jit import kernel, prange
 from minivgg.layers import Param
 
 
+@cuda.twin("training/optim.cu", "sgd")
 @kernel
 def _sgd(w, g, v, lr, momentum, decay):
     for i in prange(w.size):
@@ -19,6 +21,7 @@ def _sgd(w, g, v, lr, momentum, decay):
         w[i] -= lr * v[i]
 
 
+@cuda.twin("training/optim.cu", "adam")
 @kernel
 def _adam(w, g, m, v, lr, beta1, beta2, rest1, rest2, correction1, correction2, eps, decay):
     for i in prange(w.size):
@@ -35,13 +38,16 @@ def _scale(g, factor):
 
 
 class Optimizer:
-    """Steps parameters (name → `Param`) down their gradients. State arrays are named `<slot>.<parameter>`."""
+    """Steps parameters (name → `Param`) down their gradients. State arrays are named `<slot>.<parameter>`, and live
+    where the parameters do when it is made: move a network first (`Layer.to`)."""
 
     slots: tuple[str, ...] = ()
 
     def __init__(self, params: dict[str, Param], weight_decay: float = 0.0):
         self.params, self.weight_decay, self.steps = params, weight_decay, 0
-        self.state = {f"{slot}.{name}": np.zeros_like(p.data) for slot in self.slots for name, p in params.items()}
+        self.state = {
+            f"{slot}.{name}": xp_of(p.data).zeros_like(p.data) for slot in self.slots for name, p in params.items()
+        }
 
     def step(self, lr: float) -> None:
         """One update with learning rate `lr`, in place. Parameters without a gradient stay as they are."""
@@ -57,7 +63,7 @@ class Optimizer:
         if state.keys() != self.state.keys() or any(state[k].shape != v.shape for k, v in self.state.items()):
             raise ValueError(f"{type(self).__name__}: the saved state belongs to another network or optimiser")
         for name, value in self.state.items():
-            value[...] = state[name]
+            value[...] = to(state[name], device_of(value))
         self.steps = steps
 
 
@@ -89,14 +95,31 @@ class Adam(Optimizer):
         _adam(w, g, *state, *map(w.dtype.type, (lr, *self.betas, *rests, *corrections, self.eps, decay)))
 
 
-def clip_gradients(params: dict[str, Param], max_norm: float) -> float:
+def clip_gradients(params: dict[str, Param], max_norm: float):
     """Scale all gradients together so that their joint L2 norm is at most `max_norm`; returns the norm before that.
 
+    The norm is a float; of gradients on a GPU, an array of one float64 that stays there, so that nobody waits for it.
     Pascanu, Mikolov, Bengio 2013, algorithm 1.
     """
     gradients = [memory_run(p.grad) for p in params.values() if p.grad is not None]
+    if any(map(on_gpu, gradients)):
+        return _clip_on_gpu(gradients, max_norm)
     norm = math.sqrt(sum(float(np.dot(g, g)) for g in gradients))
     if norm > max_norm:
         for g in gradients:
             _scale(g, g.dtype.type(max_norm / norm))
+    return norm
+
+
+_PARTS = 64  # of a sum of squares: enough for every multiprocessor to have some, few enough to be added in no time
+
+
+def _clip_on_gpu(gradients: list, max_norm: float):
+    sums = xp_of(gradients[0]).zeros((len(gradients), _PARTS), np.float64)
+    for g, parts in zip(gradients, sums, strict=True):
+        blocks = min(_PARTS, -(-g.size // cuda.THREADS))
+        cuda.kernel("training/optim.cu", "square_sums", T=g.dtype)(blocks, cuda.THREADS, g, parts, np.int64(g.size))
+    norm = np.sqrt(sums.sum(keepdims=True)).reshape(1)
+    for g in gradients:
+        cuda.kernel("training/optim.cu", "clip", T=g.dtype).over(g.size, g, norm, np.float64(max_norm))
     return norm

@@ -12,6 +12,7 @@ from dataclasses import asdict, fields
 from pathlib import Path
 
 from minivgg import __version__, models
+from minivgg.backends.array import check_device
 from minivgg.errors import BadInput
 from minivgg.files import atomically
 from minivgg.layers import Sequential
@@ -34,6 +35,7 @@ class Run:
     """
 
     def __init__(self, config: Config, folder: Path, *, begin: bool = True):
+        check_device(config.device)
         self.config, self.folder = config, Path(folder)
         train, test = load(config.data, download=config.download)
         self.test_set, self.classes = test, train.classes
@@ -61,6 +63,7 @@ class Run:
         if config.init == "lsuv":
             models.initialise(model, "lsuv", seed=config.seed, x=next(batches.epoch(0))[0])
         self.transfer = _start_from(model, Path(config.init_from)) if begin and config.init_from else None
+        model.to(config.device)  # as the CPU has initialised it: the same weights everywhere
         self.trainer = Trainer(
             model,
             batches,
@@ -71,6 +74,7 @@ class Run:
             config.epochs,
             config.label_smoothing,
             config.clip_norm,
+            config.device,
         )
 
     def _optimizer(self, model: Sequential):

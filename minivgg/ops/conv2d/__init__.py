@@ -16,7 +16,7 @@ from minivgg.backends.array import on_gpu
 from minivgg.backends.jit import threads
 from minivgg.errors import BadInput
 from minivgg.ops.channels import add_per_channel, sum_per_channel
-from minivgg.ops.conv2d import direct, im2col, implicit_gemm, naive, planning, winograd
+from minivgg.ops.conv2d import direct, direct_on_gpu, im2col, implicit_gemm, naive, planning, winograd
 from minivgg.ops.conv2d.spec import Algorithm, ConvSpec
 from minivgg.ops.maxpool import maxpool2d_forward
 from minivgg.ops.relu import relu_backward, relu_forward
@@ -26,6 +26,7 @@ __all__ = [
     "ALGORITHMS",
     "Algorithm",
     "ConvSpec",
+    "algorithms_on",
     "check_algorithm",
     "conv2d_backward",
     "conv2d_forward",
@@ -35,8 +36,22 @@ __all__ = [
 
 ALGORITHMS: dict[str, Algorithm] = {
     row.name: row
-    for row in (naive.ALGORITHM, im2col.ALGORITHM, direct.ALGORITHM, implicit_gemm.ALGORITHM, *winograd.ALGORITHMS)
+    for row in (
+        naive.ALGORITHM,
+        im2col.ALGORITHM,
+        direct_on_gpu.COALESCED,
+        direct_on_gpu.TILED,
+        direct.ALGORITHM,
+        implicit_gemm.ALGORITHM,
+        *winograd.ALGORITHMS,
+    )
 }
+
+
+def algorithms_on(device: str) -> list[str]:
+    """The keys of `ALGORITHMS` that do VGG's convolutions on "cpu" or "gpu": those that a table of it should list."""
+    vgg = ConvSpec.of((1, 3, 32, 32), (64, 3, 3, 3), padding=1)
+    return [name for name, row in ALGORITHMS.items() if row.supports(vgg, device) is None]
 
 
 class Conv2dCache(NamedTuple):
@@ -53,16 +68,15 @@ def plan(spec: ConvSpec, direction="forward", *, device="cpu", dtype=np.float32,
     """What `algorithm="auto"` means for a pass ("forward", "grad_input" or "grad_weight") of this geometry.
 
     The algorithm with the lowest time by `planning.estimate` for as many threads as there are. float64 is for checking
-    gradients: there it is im2col, exact and by BLAS. `prepared` says that the filters have been prepared before.
+    gradients: there it is im2col, exact and by BLAS. `prepared` says that the filters have been prepared before. On a
+    GPU it is the first of `planning.ON_GPU` that supports the geometry: what should be fastest, not what was measured.
     """
-    if not _estimated(device, dtype):
+    if np.dtype(dtype) != np.float32:
         return _supported("im2col", spec, device)
+    if device == "gpu":
+        return next(ALGORITHMS[name] for name in planning.ON_GPU if not ALGORITHMS[name].supports(spec, device))
     times = _times(spec, direction, device, prepared)
     return ALGORITHMS[min(times, key=times.get)]
-
-
-def _estimated(device: str, dtype) -> bool:
-    return device == "cpu" and np.dtype(dtype) == np.float32
 
 
 def _times(spec: ConvSpec, direction: str, device: str, prepared: bool) -> dict[str, float]:
@@ -81,9 +95,12 @@ def _estimates(spec, direction, device, prepared, threads, rows) -> dict[str, fl
 def explain(spec: ConvSpec, direction="forward", *, device="cpu", dtype=np.float32, prepared=False) -> str:
     """What `plan` chooses and why, and what it expects of the others."""
     chosen = plan(spec, direction, device=device, dtype=dtype, prepared=prepared)
+    if np.dtype(dtype) != np.float32:
+        return f"{chosen.name}: {chosen.reason}"
+    if device == "gpu":
+        return f"{chosen.name}: {chosen.reason} (by a rule for GPUs; not measured yet)"
     times = sorted((t, name) for name, t in _times(spec, direction, device, prepared).items() if t < float("inf"))
-    expected = ", ".join(f"{name} {t * 1e3:.3g} ms" for t, name in times)
-    return f"{chosen.name}: {chosen.reason}" + (f" (expected: {expected})" if _estimated(device, dtype) else "")
+    return f"{chosen.name}: {chosen.reason} (expected: {', '.join(f'{name} {t * 1e3:.3g} ms' for t, name in times)})"
 
 
 def check_algorithm(name: str) -> None:

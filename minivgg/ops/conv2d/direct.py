@@ -13,7 +13,7 @@ border. A task copies the rows of x that it looks at to a padded *band*, a few r
 
 This is the exact mode: no rounding but that of the products and their sum. It is also the fastest way for the first
 layer (3 channels), for tiny images, and for geometries that Winograd is not made for. `in_numpy` is the idea in ten
-lines. Cost: 2·N·OH·OW·O·C·KH·KW FLOP a pass; for grad_input, stride² times as many.
+lines; `direct.cu` is the GPU's. Cost: 2·N·OH·OW·O·C·KH·KW FLOP a pass; for grad_input, stride² times as many.
 
 Source: Georganas et al., Anatomy of High-Performance Deep Learning Convolutions on SIMD Architectures (2018), §II;
 Zhang, Franchetti, Low, High Performance Zero-Memory Overhead Direct Convolutions (2018).
@@ -22,12 +22,15 @@ Zhang, Franchetti, Low, High Performance Zero-Memory Overhead Direct Convolution
 import numpy as np
 
 from minivgg.backends import workspace
-from minivgg.backends.array import nchw, nhwc
+from minivgg.backends.array import nchw, nhwc, on_gpu
 from minivgg.backends.jit import kernel, njit, prange, threads
 from minivgg.backends.microkernel import COLUMNS, ROWS, even_rows, product
 from minivgg.backends.simd import LANES, traced
+from minivgg.ops.conv2d import direct_on_gpu
 from minivgg.ops.conv2d.packing import epilogue, into_panels, round_up, streams, transposed, turned_into_panels
 from minivgg.ops.conv2d.spec import Algorithm, ConvSpec
+
+_forward_on_gpu, _grad_input_on_gpu, _grad_weight_on_gpu = direct_on_gpu.BLOCKED
 
 _L1, _L2 = 32 << 10, 1 << 20  # bytes: what filters that are used again at once, and a band, should fit in
 
@@ -200,7 +203,9 @@ def unpack_gradient(dw, spec: ConvSpec):
 
 
 def pack(w):
-    """w (O, C, KH, KW) → panels (blocks of 32 outputs, KH·KW·C, 32)."""
+    """w (O, C, KH, KW) → panels (blocks of 32 outputs, KH·KW·C, 32); on a GPU (KH, KW, C, O)."""
+    if on_gpu(w):
+        return direct_on_gpu.pack(w)
     w = nhwc(w)
     O, KH, KW, C = w.shape
     panels = workspace.buffer("direct filters", (-(-O // COLUMNS), KH * KW * C, COLUMNS), w.dtype)
@@ -251,10 +256,20 @@ def two_passes(run):
     return forward, grad_input
 
 
-forward, grad_input = two_passes(_run)
+_forward, _grad_input = two_passes(_run)
+
+
+def forward(x, w, spec: ConvSpec, **more):
+    return (_forward_on_gpu if on_gpu(x) else _forward)(x, w, spec, **more)
+
+
+def grad_input(dy, w, spec: ConvSpec, mask=None):
+    return (_grad_input_on_gpu if on_gpu(dy) else _grad_input)(dy, w, spec, mask=mask)
 
 
 def grad_weight(dy, x, spec: ConvSpec):
+    if on_gpu(x):
+        return _grad_weight_on_gpu(dy, x, spec)
     run, window = spec.KW * spec.C, (spec.KH, spec.KW)
     dy, x = widened(nhwc(dy)), nhwc(x)
     dw = workspace.buffer("direct filters", (spec.KH, round_up(run, 2), dy.shape[3]), dy.dtype)
@@ -270,7 +285,7 @@ def grad_weight(dy, x, spec: ConvSpec):
 
 
 def supports(spec: ConvSpec, device: str) -> str | None:
-    return None if device == "cpu" else "it runs on the CPU only, so far"
+    return None if device == "cpu" else direct_on_gpu.why_not(spec)
 
 
 ALGORITHM = Algorithm(

@@ -10,16 +10,18 @@ With channels-last memory everything is a row of contiguous runs:
 
 The matrix repeats every input pixel up to KH·KW times: 110 MiB an image for VGG-16's conv1_2. So it is never held
 whole. Output rows are taken in chunks that fit the workspace (64 MiB unless told; see `backends.workspace`), and the
-chunk's memory is reused. A 1×1 convolution with stride 1 gathers nothing: its columns *are* x.
+chunk's memory is reused. On a GPU (`im2col.cu`) chunks are made smaller still where memory is short, and the product is
+cuBLAS's. A 1×1 convolution with stride 1 gathers nothing: its columns *are* x.
 
 Cost: 2·N·OH·OW·O·KH·KW·C FLOP a pass, and the column matrix once written and once read.
 Source: Chellapilla, Puri, Simard, High Performance Convolutional Neural Networks for Document Processing (2006), §4.1.
 """
 
-import numpy as np
+import functools
+import warnings
 
-from minivgg.backends import workspace
-from minivgg.backends.array import nchw, nhwc
+from minivgg.backends import cuda, workspace
+from minivgg.backends.array import nchw, nhwc, on_gpu, xp_of
 from minivgg.backends.jit import kernel, prange
 from minivgg.ops.conv2d.spec import Algorithm, ConvSpec
 from minivgg.ops.gemm import gemm
@@ -73,13 +75,62 @@ def _scatter_add(columns, dx, first, stride, padding):
                             dx[n, h, v, c] += columns[r, ow, kh, kw, c]
 
 
-def _chunks(spec: ConvSpec, dtype):
+def _chunks(spec: ConvSpec, like):
     """Yield (first output row, column matrix (rows, OW, KH, KW, C) to fill), together all N·OH output rows."""
-    row_bytes = spec.OW * spec.columns * dtype.itemsize
-    at_once = max(1, min(spec.N * spec.OH, workspace.limit() // row_bytes))
-    for first in range(0, spec.N * spec.OH, at_once):
-        rows = min(at_once, spec.N * spec.OH - first)
-        yield first, workspace.buffer("im2col", (rows, spec.OW, spec.KH, spec.KW, spec.C), dtype)
+    shape, dtype, rows = (spec.OW, spec.KH, spec.KW, spec.C), like.dtype, spec.N * spec.OH
+    at_once = max(1, min(rows, workspace.limit() // (spec.OW * spec.columns * dtype.itemsize)))
+    room = _room_on_gpu(like, at_once, shape) if on_gpu(like) else None
+    at_once = at_once if room is None else len(room)
+    for first in range(0, rows, at_once):
+        count = min(at_once, rows - first)
+        yield first, workspace.buffer("im2col", (count, *shape), dtype) if room is None else room[:count]
+
+
+def _room_on_gpu(like, rows: int, shape: tuple):
+    """Memory for so many rows of columns, or for a half, a quarter, … of them if there is no more.
+
+    Nothing has been computed yet that could be lost. Raises CuPy's OutOfMemoryError, a MemoryError, where not even one
+    row fits.
+    """
+    while True:
+        try:
+            return _take_on_gpu(like, (rows, *shape))
+        except MemoryError:
+            if rows == 1:
+                raise
+            rows //= 2
+            _say_that_memory_is_short()
+
+
+def _take_on_gpu(like, shape: tuple):
+    return xp_of(like).empty(shape, like.dtype)
+
+
+@functools.cache  # once
+def _say_that_memory_is_short() -> None:
+    warnings.warn(
+        "im2col: the GPU's memory is too short for the workspace that minivgg may use, so it works in smaller chunks; "
+        "set MINIVGG_WORKSPACE to fewer MiB, or make the batch smaller",
+        RuntimeWarning,
+        stacklevel=2,
+    )
+
+
+def _gather_chunk(x, columns, first: int, spec: ConvSpec) -> None:
+    if on_gpu(x):
+        launch = cuda.kernel("ops/conv2d/im2col.cu", "im2col", T=x.dtype)
+        launch.over(columns.size, x, columns, *spec.sizes, first)
+    else:
+        _gather(x, columns, first, spec.stride, spec.padding)
+
+
+def _add_chunk(columns, dx, first: int, spec: ConvSpec) -> None:
+    if on_gpu(dx):
+        images = (first + len(columns) - 1) // spec.OH - first // spec.OH + 1
+        launch = cuda.kernel("ops/conv2d/im2col.cu", "col2im", T=dx.dtype)
+        launch.over(images * dx[0].size, columns, dx, *spec.sizes, first, len(columns))
+    else:
+        _scatter_add(columns, dx, first, spec.stride, spec.padding)
 
 
 def _columns_of(x, spec: ConvSpec):
@@ -88,8 +139,8 @@ def _columns_of(x, spec: ConvSpec):
         yield slice(None), nhwc(x).reshape(-1, spec.C)
         return
     x = nhwc(x)
-    for first, columns in _chunks(spec, x.dtype):
-        _gather(x, columns, first, spec.stride, spec.padding)
+    for first, columns in _chunks(spec, x):
+        _gather_chunk(x, columns, first, spec)
         yield _pixels(first, columns), columns.reshape(-1, spec.columns)
 
 
@@ -100,7 +151,7 @@ def _pixels(first: int, columns) -> slice:
 
 def forward(x, w, spec: ConvSpec):
     filters = nhwc(w).reshape(spec.O, spec.columns)
-    y = np.empty((spec.N * spec.OH * spec.OW, spec.O), x.dtype)
+    y = xp_of(x).empty((spec.N * spec.OH * spec.OW, spec.O), x.dtype)
     for pixels, columns in _columns_of(x, spec):
         gemm(columns, filters.T, out=y[pixels])
     return nchw(y.reshape(spec.N, spec.OH, spec.OW, spec.O))
@@ -108,7 +159,7 @@ def forward(x, w, spec: ConvSpec):
 
 def grad_weight(dy, x, spec: ConvSpec):
     dy = nhwc(dy).reshape(-1, spec.O)
-    dw = np.zeros((spec.O, spec.columns), dy.dtype)
+    dw = xp_of(dy).zeros((spec.O, spec.columns), dy.dtype)
     for pixels, columns in _columns_of(x, spec):
         dw += gemm(dy[pixels].T, columns)
     return nchw(dw.reshape(spec.O, spec.KH, spec.KW, spec.C))
@@ -119,17 +170,11 @@ def grad_input(dy, w, spec: ConvSpec):
     filters = nhwc(w).reshape(spec.O, spec.columns)
     if spec.is_pointwise:
         return nchw(gemm(dy, filters).reshape(spec.N, spec.H, spec.W, spec.C))
-    dx = np.zeros((spec.N, spec.H, spec.W, spec.C), dy.dtype)
-    for first, columns in _chunks(spec, dy.dtype):
+    dx = xp_of(dy).zeros((spec.N, spec.H, spec.W, spec.C), dy.dtype)
+    for first, columns in _chunks(spec, dy):
         gemm(dy[_pixels(first, columns)], filters, out=columns.reshape(-1, spec.columns))
-        _scatter_add(columns, dx, first, spec.stride, spec.padding)
+        _add_chunk(columns, dx, first, spec)
     return nchw(dx)
 
 
-def supports(spec: ConvSpec, device: str) -> str | None:
-    return None if device == "cpu" else "im2col runs on the CPU only, so far"
-
-
-ALGORITHM = Algorithm(
-    "im2col", "any geometry, one BLAS product in bounded memory", forward, grad_input, grad_weight, supports
-)
+ALGORITHM = Algorithm("im2col", "any geometry, one BLAS product in bounded memory", forward, grad_input, grad_weight)

@@ -19,12 +19,13 @@ Source: Chetlur et al., cuDNN: Efficient Primitives for Deep Learning (2014), §
 import numpy as np
 
 from minivgg.backends import workspace
-from minivgg.backends.array import nhwc
+from minivgg.backends.array import nhwc, on_gpu
 from minivgg.backends.jit import kernel, njit, prange, threads
 from minivgg.backends.microkernel import COLUMNS, ROWS, product
 from minivgg.ops.conv2d.direct import finish, pack, two_passes, unpack_gradient, widened
 from minivgg.ops.conv2d.packing import epilogue
 from minivgg.ops.conv2d.spec import Algorithm, ConvSpec
+from minivgg.ops.conv2d.tiling import filters_on_gpu, forward_on_gpu, grad_input_on_gpu, grad_weight_on_gpu
 
 _PIXELS = 2 * ROWS  # of a panel
 _GATHERED = 4 << 20  # bytes of panels that the last cache holds without effort
@@ -112,10 +113,20 @@ def _run(x, filters, y, window, stride, offset, dilation, bias=None, relu=False,
     _convolve(x, filters, y, *after, window, stride, offset, dilation, panels, parts)
 
 
-forward, grad_input = two_passes(_run)
+_forward_on_cpu, _grad_input_on_cpu = two_passes(_run)
+
+
+def forward(x, w, spec: ConvSpec, **options):
+    return (forward_on_gpu if on_gpu(x) else _forward_on_cpu)(x, w, spec, **options)
+
+
+def grad_input(dy, w, spec: ConvSpec, mask=None):
+    return (grad_input_on_gpu if on_gpu(dy) else _grad_input_on_cpu)(dy, w, spec, mask)
 
 
 def grad_weight(dy, x, spec: ConvSpec):
+    if on_gpu(x):
+        return grad_weight_on_gpu(dy, x, spec)
     dy = widened(nhwc(dy)).reshape(spec.N * spec.OH * spec.OW, -1)
     stretch = -(-spec.columns // 2) * 2  # an odd block of rows reads and writes one more
     at_once = max(1, min(len(dy), _GATHERED // (stretch * x.itemsize)))
@@ -126,8 +137,9 @@ def grad_weight(dy, x, spec: ConvSpec):
     return unpack_gradient(dw.reshape(1, *dw.shape), spec)
 
 
-def supports(spec: ConvSpec, device: str) -> str | None:
-    return None if device == "cpu" else "it runs on the CPU only, so far"
+def prepare(w):
+    """The filters as forward's kernel reads them, on the CPU or on a GPU."""
+    return filters_on_gpu(w) if on_gpu(w) else pack(w)
 
 
 ALGORITHM = Algorithm(
@@ -136,7 +148,6 @@ ALGORITHM = Algorithm(
     forward,
     grad_input,
     grad_weight,
-    supports,
     fuses=True,
-    prepare=pack,
+    prepare=prepare,
 )

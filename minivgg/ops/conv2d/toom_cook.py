@@ -77,7 +77,8 @@ def growth(m: int, r: int) -> float:
 def times(matrix: list, vector: list) -> list:
     """matrix · vector, where the vector's elements may be anything that can be added and multiplied by a number.
 
-    So the same lines work on fractions, on NumPy arrays, and on registers while a kernel is compiled (`backends.simd`).
+    So the same lines work on fractions, on NumPy arrays, on registers while a kernel is compiled (`backends.simd`), and
+    on the text of another (`in_c`).
     """
     return [_combination(row, vector) for row in matrix]
 
@@ -100,3 +101,25 @@ def sandwich(matrix: list, tile: list) -> list:
     """matrix · tile · matrixᵀ: the transform along the columns of a tile, and then along its rows."""
     columns = [times(matrix, list(column)) for column in zip(*tile, strict=True)]
     return [times(matrix, list(row)) for row in zip(*columns, strict=True)]
+
+
+class _Symbol:
+    """An expression of C, that grows as `times` computes with it."""
+
+    def __init__(self, text: str):
+        self.text = text
+
+    def __mul__(self, number):
+        return _Symbol(f"T({float(number)!r}) * {self.text}")
+
+    def __add__(self, other):
+        return _Symbol(f"({self.text} + {other.text})")
+
+    def __sub__(self, other):
+        return _Symbol(f"({self.text} - {other.text})")
+
+
+def in_c(matrix: list) -> str:
+    """y = matrix · d as statements of C, for kernels on a GPU: "y[0] = (T(0.5) * d[2] + d[1]); …"."""
+    d = [_Symbol(f"d[{j}]") for j in range(len(matrix[0]))]
+    return " ".join(f"y[{i}] = {y.text};" for i, y in enumerate(times(matrix, d)))

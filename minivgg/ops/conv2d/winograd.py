@@ -24,11 +24,12 @@ from functools import partial
 import numpy as np
 
 from minivgg.backends import workspace
-from minivgg.backends.array import nchw, nhwc
+from minivgg.backends.array import nchw, nhwc, on_gpu
 from minivgg.backends.jit import threads
 from minivgg.backends.microkernel import COLUMNS
 from minivgg.backends.simd import LANES
 from minivgg.ops.conv2d import winograd_kernels as kernels
+from minivgg.ops.conv2d import winograd_on_gpu as gpu
 from minivgg.ops.conv2d.packing import epilogue, round_up, streams
 from minivgg.ops.conv2d.spec import Algorithm, ConvSpec
 from minivgg.ops.conv2d.toom_cook import growth, matrices, sandwich
@@ -72,6 +73,8 @@ def _padded(w):
 
 def transform(m: int, w, rotated=False):
     """w (O, C, 3, 3) → its transform (P, blocks, C, 32) for `forward`; `rotated`, (P, blocks, O, 32) for grad_input."""
+    if on_gpu(w):
+        return gpu.transform_on_gpu(m, w, rotated)
     w = nhwc(w)
     O, _, _, C = w.shape
     outputs, channels = (C, O) if rotated else (O, C)
@@ -111,6 +114,8 @@ def _tiles_at_once(tiles: int, tile_bytes: int, gradient_bytes: int) -> int:
 
 
 def forward(m, x, w, spec: ConvSpec, bias=None, relu=False, prepared=None, pool=False):
+    if on_gpu(x):
+        return gpu.forward_on_gpu(m, x, w, spec, bias, relu, prepared, pool)
     halves = 2 if pool else 1
     y = workspace.empty((spec.N, spec.OH // halves, spec.OW // halves, spec.O), x.dtype)
     grid = _grid(m, spec.N, spec.OH, spec.OW, pool)
@@ -119,6 +124,8 @@ def forward(m, x, w, spec: ConvSpec, bias=None, relu=False, prepared=None, pool=
 
 
 def grad_input(m, dy, w, spec: ConvSpec, mask=None):
+    if on_gpu(dy):
+        return gpu.grad_input_on_gpu(m, dy, w, spec, mask)
     dx = workspace.empty((spec.N, spec.H, spec.W, spec.C), dy.dtype)
     offset = (2 - spec.padding[0], 2 - spec.padding[1])
     grid = _grid(m, spec.N, spec.H, spec.W)
@@ -127,6 +134,8 @@ def grad_input(m, dy, w, spec: ConvSpec, mask=None):
 
 
 def grad_weight(m, dy, x, spec: ConvSpec):
+    if on_gpu(x):
+        return gpu.grad_weight_on_gpu(m, dy, x, spec)
     dy, x = nhwc(dy), nhwc(x)
     grid = _grid(m, spec.N, spec.OH, spec.OW)
     P = (m + 2) ** 2
@@ -143,8 +152,6 @@ def grad_weight(m, dy, x, spec: ConvSpec):
 
 
 def supports(spec: ConvSpec, device: str) -> str | None:
-    if device != "cpu":
-        return "it runs on the CPU only, so far"
     if (spec.KH, spec.KW, *spec.stride) != (3, 3, 1, 1):
         return "it is made for 3×3 filters with stride 1"
     return None if max(spec.padding) <= 2 else "its padding must be at most 2"

@@ -1,0 +1,19 @@
+// Sums over everything but the channel, and their adjoint, for arrays (pixels, C).
+
+// sums (blocks, C): each block adds up its own pixels in float64. A float read costs four bytes of traffic, and one
+// addition in float64 for that is no more than a GPU has time for, so that nothing is gained by less.
+extern "C" __global__ void sum_blocks(const T* rows, int block, double* sums, int pixels, int C) {
+    __shared__ double scratch[256];
+    const int c = this_channel(C), b = blocks_above(C), end = min(pixels, (b + 1) * block);
+    double sum = 0;
+    if (c < C) {
+        for (int p = b * block + threadIdx.y; p < end; p += blockDim.y) sum += rows[static_cast<long long>(p) * C + c];
+    }
+    sum = column_sum(sum, scratch);
+    if (c < C && threadIdx.y == 0) sums[static_cast<long long>(b) * C + c] = sum;
+}
+
+extern "C" __global__ void add(T* rows, const T* b, int pixels, int C) {
+    const int c = this_channel(C), p = this_pixel(C);
+    if (c < C && p < pixels) rows[static_cast<long long>(p) * C + c] += b[c];
+}

@@ -1,0 +1,183 @@
+"""How a GPU's convolutions are cut into tiles, and launched: what implicit_gemm and tensor_core share.
+
+A block of threads makes a tile of the result, BM × BN, of TM × TN for each thread, BK terms of the sums at a time. Large
+tiles read each number less often; small ones keep all multiprocessors of the GPU busy where there are few results. Which
+is better is arithmetic, done by `choose`. `RUNGS` are the ways from simple to fast of implicit_gemm.cu.
+"""
+
+import functools
+from dataclasses import asdict, dataclass, replace
+
+import numpy as np
+
+from minivgg.backends import cuda, workspace
+from minivgg.backends.array import device_of, nchw, nhwc, xp_of
+from minivgg.ops.conv2d.packing import round_up
+from minivgg.ops.conv2d.spec import ConvSpec
+
+FILE = "ops/conv2d/implicit_gemm.cu"
+_MULTIPROCESSORS = 132  # an H100's: what the simulator takes for granted
+_BEGIN_AND_END = 32  # terms of a sum that take as long as it takes to begin and to end a tile, by prediction
+_ADD_A_PART = 40  # multiply-adds of one multiprocessor in the time that it writes one number and reads it again, so too
+_MOST_PARTS, _FEWEST_PIXELS = 64, 64  # of a filter gradient's sum, and of such a part
+_PIXEL = 16  # bytes of the kernels' struct Pixel
+
+
+@dataclass(frozen=True)
+class Tile:
+    """What a block and a thread make, how many blocks share a multiprocessor's registers, and how fast that is: by
+    prediction, as a share of what the largest tile reaches, from the reads of shared memory a multiply-add."""
+
+    BM: int
+    BN: int
+    TM: int
+    TN: int
+    BLOCKS: int
+    speed: float
+    BK: int = 16
+    STAGES: int = 2
+
+    @property
+    def threads(self) -> int:
+        return self.BM // self.TM * self.BN // self.TN
+
+    def blocks(self, rows: int, columns: int) -> int:
+        """How many of them cover a result of rows × columns."""
+        return -(-rows // self.BM) * -(-columns // self.BN)
+
+    def defines(self) -> dict:
+        """What the kernel's source wants to know."""
+        return {name: value for name, value in asdict(self).items() if name != "speed"}
+
+
+TILES = {
+    4: (
+        Tile(128, 128, 8, 8, BLOCKS=2, speed=1.0),
+        Tile(128, 64, 8, 8, BLOCKS=3, speed=0.95),
+        Tile(64, 64, 8, 4, BLOCKS=5, speed=0.75),
+        Tile(32, 32, 4, 4, BLOCKS=8, speed=0.5),
+    ),
+    8: (Tile(64, 64, 4, 4, BLOCKS=2, speed=1.0), Tile(32, 32, 4, 4, BLOCKS=4, speed=0.8)),
+}  # by bytes of a number
+RUNGS = ("tiled", "blocked", "pipelined")
+
+
+def multiprocessors(x) -> int:
+    """How many multiprocessors the GPU has that x lies on."""
+    if device_of(x) == "gpu":
+        return _multiprocessors(x.device.id)
+    return _MULTIPROCESSORS
+
+
+@functools.cache
+def _multiprocessors(device: int) -> int:
+    import cupy
+
+    return cupy.cuda.Device(device).attributes["MultiProcessorCount"]
+
+
+def choose(
+    rows: int, columns: int, terms: int, itemsize: int, processors: int, most_parts: int = 1
+) -> tuple[Tile, int]:
+    """The tile, and into how many parts to cut the sums of `terms` terms, by which the busiest multiprocessor is done
+    first: the number of its tiles, times the terms of a part and what it takes to begin and end one; and if there are
+    parts to add, all multiprocessors do that together."""
+
+    def time(choice: tuple[Tile, int]) -> float:
+        tile, parts = choice
+        waves = -(-tile.blocks(rows, columns) * parts // processors)
+        products = waves * tile.BM * tile.BN * (-(-terms // parts) + _BEGIN_AND_END) / tile.speed
+        return products + (parts * rows * columns * _ADD_A_PART / processors if parts > 1 else 0)
+
+    return min(((tile, parts) for tile in TILES[itemsize] for parts in range(1, most_parts + 1)), key=time)
+
+
+# ---- Launches ----
+
+
+def filters_on_gpu(w):
+    """w (O, C, KH, KW) → (KH, KW, C, O), as the kernel takes it in a forward."""
+    return xp_of(w).ascontiguousarray(w.transpose(2, 3, 1, 0))
+
+
+def forward_on_gpu(x, w, spec: ConvSpec, bias=None, relu=False, prepared=None, **how):
+    filters = filters_on_gpu(w) if prepared is None else prepared
+    y = xp_of(x).empty((spec.N, spec.OH, spec.OW, spec.O), x.dtype)
+    offset = (-spec.padding[0], -spec.padding[1])
+    _convolve_on_gpu(nhwc(x), filters, y, y.shape[1:3], (*spec.stride, *offset, 1, 1, 1, 0, 0), bias, relu, **how)
+    return nchw(y)
+
+
+def grad_input_on_gpu(dy, w, spec: ConvSpec, mask=None, **how):
+    """dx, in a launch for each of stride² kinds of pixels: those that meet the same taps of the window. For each kind it
+    is a convolution with a stride of 1, by those taps in reverse; so no zero is multiplied, as there would be between
+    the pixels of dy spread apart."""
+    (KH, KW), (down, right), xp = (spec.KH, spec.KW), spec.stride, xp_of(dy)
+    shape = (spec.N, spec.H, spec.W, spec.C)
+    dx = xp.empty(shape, dy.dtype) if down <= KH and right <= KW else xp.zeros(shape, dy.dtype)  # some meet no tap
+    dy, mask = nhwc(dy), None if mask is None else nhwc(mask)
+    for i in range(min(down, spec.H)):
+        for j in range(min(right, spec.W)):
+            kh, kw = (i + spec.padding[0]) % down, (j + spec.padding[1]) % right  # the first taps that they meet
+            if kh >= KH or kw >= KW:
+                continue
+            filters = xp.ascontiguousarray(w[:, :, kh::down, kw::right].transpose(2, 3, 0, 1))
+            pixels = (-(-(spec.H - i) // down), -(-(spec.W - j) // right))
+            offset = ((i + spec.padding[0]) // down, (j + spec.padding[1]) // right)
+            _convolve_on_gpu(dy, filters, dx, pixels, (1, 1, *offset, -1, down, right, i, j), mask=mask, **how)
+    return nchw(dx)
+
+
+def _convolve_on_gpu(x, filters, y, pixels, walk, bias=None, relu=False, mask=None, rung="pipelined", tile=None):
+    """x (N, H, W, C) and filters (KH, KW, C, O) → y (N, OH, OW, O), as many `pixels` of it as `walk` says: see `WALK` of
+    the kernels."""
+    (N, H, W, C), (KH, KW, _, O), (_, OH, OW, _) = x.shape, filters.shape, y.shape
+    rows, run = N * pixels[0] * pixels[1], 16 // x.itemsize
+    tile = tile or choose(rows, O, KH * KW * C, x.itemsize, multiprocessors(x))[0]
+    tile = tile if rung == "pipelined" else replace(tile, STAGES=1)
+    vector = vector_of(C, O, x, filters) if rung == "pipelined" else 1
+    after = (filters if bias is None else bias, y if mask is None else mask)  # some array has to be there
+    arguments = (x, filters, y, *after, bias is not None, bool(relu), mask is not None)
+    sizes = (N, C, H, W, O, OH, OW, KH, KW, *pixels, *walk)
+    if rung == "tiled":
+        launch, blocks, threads, shared = kernel("tiled", x, tile, vector), -(-rows // 16) * -(-O // 16), 256, 0
+    else:
+        launch, blocks, threads = kernel("convolve", x, tile, vector), tile.blocks(rows, O), tile.threads
+        shared = tile.STAGES * (tile.BM * (tile.BK + run) + tile.BK * tile.BN) * x.itemsize + tile.BM * _PIXEL
+    launch(blocks, threads, *arguments, *sizes, shared_mem=shared)
+
+
+def grad_weight_on_gpu(dy, x, spec: ConvSpec, tile: Tile | None = None, parts: int | None = None):
+    dy, x, xp = nhwc(dy), nhwc(x), xp_of(x)
+    pixels, K = spec.N * spec.OH * spec.OW, spec.columns
+    if tile is None or parts is None:
+        most = min(_MOST_PARTS, workspace.limit() // (spec.O * K * x.itemsize), -(-pixels // _FEWEST_PIXELS))
+        tile, parts = choose(spec.O, K, pixels, x.itemsize, multiprocessors(x), max(1, most))
+    part = round_up(-(-pixels // parts), tile.BK)
+    parts = -(-pixels // part)
+    dw = xp.empty((spec.O, spec.KH, spec.KW, spec.C), x.dtype)
+    sums = dw if parts == 1 else xp.empty((parts, *dw.shape), x.dtype)
+    launch = kernel("grad_weight", x, tile, vector_of(spec.C, spec.O, x, dy))
+    shared = tile.STAGES * tile.BK * (tile.BM + tile.BN) * x.itemsize + 2 * tile.BK * _PIXEL
+    grid = (tile.blocks(spec.O, K), parts)
+    launch(grid, tile.threads, dy, x, sums, *spec.sizes, np.int64(part), shared_mem=shared)
+    if parts > 1:
+        kernel("add_parts", x, tile, 1).over(dw.size, sums, dw, parts)
+    return nchw(dw)
+
+
+def kernel(name: str, x, tile: Tile, vector: int) -> cuda.Kernel:
+    """A kernel of implicit_gemm.cu for x's dtype, with a tile, and with `vector` numbers a copy."""
+    return cuda.kernel(FILE, name, T=x.dtype, VEC=vector, **tile.defines())
+
+
+def vector_of(C: int, O: int, *arrays) -> int:
+    """How many numbers one copy may take: 16 bytes of them, if all rows of channels begin at a multiple of that."""
+    run = 16 // arrays[0].itemsize
+    whole = C % run == O % run == 0 and all(address(a) % 16 == 0 for a in arrays)
+    return run if whole else 1
+
+
+def address(a) -> int:
+    """Where an array begins in memory."""
+    return a.data.ptr if device_of(a) == "gpu" else a.ctypes.data

@@ -1,0 +1,136 @@
+"""The tutorials: sources, notebooks and exercises are in step, and every cell runs."""
+
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+from tutorial_files import TUTORIALS, build
+
+from minivgg.exercises import EXERCISES
+
+nbformat = pytest.importorskip("nbformat", reason="the tutorials are built with pip install -e '.[tutorials]'")
+
+each = pytest.mark.parametrize("source", build.SOURCES, ids=lambda source: source.stem)
+
+
+def read(path):
+    return nbformat.reads(path.read_text(encoding="utf-8"), 4)
+
+
+def without_outputs(notebook):
+    """What people wrote: everything but outputs and the count of executions."""
+    return [(cell.id, cell.cell_type, cell.source, dict(cell.metadata)) for cell in notebook.cells]
+
+
+def test_there_are_sources():
+    assert len(build.SOURCES) >= 1
+
+
+@each
+def test_the_notebook_is_its_source(source):
+    notebook = read(source.with_suffix(".ipynb"))
+    assert without_outputs(notebook) == without_outputs(build.finished(source))
+    assert notebook.metadata == build.finished(source).metadata
+
+
+@each
+def test_the_notebook_has_been_executed_from_its_beginning(source):
+    cells = [cell for cell in read(source.with_suffix(".ipynb")).cells if cell.cell_type == "code"]
+    assert [cell.execution_count for cell in cells] == list(range(1, len(cells) + 1))
+    outputs = [output for cell in cells for output in cell.outputs]
+    assert {output.output_type for output in outputs} <= {"stream", "execute_result", "display_data"}
+    assert not [output for output in outputs if output.get("name") == "stderr"]
+    assert not re.search(r" at 0x[0-9a-f]{6}", "".join(map(str, outputs)))  # an address: another one in each run
+
+
+@each
+def test_the_exercises_are_their_source(source):
+    notebook = read(TUTORIALS / "exercises" / source.with_suffix(".ipynb").name)
+    assert without_outputs(notebook) == without_outputs(build.to_work_in(source))
+    assert not any(cell.get("outputs") or cell.get("execution_count") for cell in notebook.cells)
+    code = TUTORIALS / "exercises" / source.name
+    assert (code.read_text(encoding="utf-8") if code.exists() else "") == build.functions_to_write(source)
+
+
+@each
+def test_no_solution_is_in_an_exercise(source):
+    marked = [cell for cell in build.cells_of(source).cells if "SOLUTION" in cell.source]
+    assert all("exercise" in cell.metadata for cell in marked)
+    to_do = {cell.id: cell.source for cell in build.to_work_in(source).cells}
+    for cell in marked:
+        assert "SOLUTION" not in to_do[cell.id]
+        for solution in build.SOLUTION.findall(cell.source):
+            assert solution[1] not in to_do[cell.id]
+        assert f'raise NotImplementedError("exercise {cell.metadata["exercise"]}")' in to_do[cell.id]
+
+
+def test_each_exercise_is_in_one_cell_of_its_notebook_and_is_checked_there():
+    cells = [cell for source in build.SOURCES for cell in build.cells_of(source).cells]
+    assert sorted(cell.metadata["exercise"] for cell in cells if "exercise" in cell.metadata) == sorted(EXERCISES)
+    text = "\n".join(cell.source for cell in cells)
+    for row in EXERCISES.values():
+        assert f'check_exercise("{row.id}", {", ".join(row.functions)})' in text
+        assert f"### Exercise {row.id} · {row.title}\n" in text
+
+
+@each
+def test_text_and_code_are_apart(source):
+    for cell in build.cells_of(source).cells:
+        if cell.cell_type == "code":
+            code = cell.source.replace("### BEGIN SOLUTION", "").replace("### END SOLUTION", "")
+            comments = re.findall(r"^ *#.*$", code, re.MULTILINE)
+            assert len(comments) <= 2, f"prose in {cell.id}"
+            assert not re.search(r"^\"\"\"", code), f"a text in {cell.id}"
+
+
+@each
+def test_notebooks_end_where_the_next_begins(source):
+    """Each has a title with its number, begins with a question, and says how long it takes."""
+    first = build.cells_of(source).cells[0]
+    assert first.cell_type == "markdown"
+    assert first.source.startswith(f"# {source.stem[:2]} · ")
+    assert "?" in first.source
+    assert re.search(r"\b(minutes|hours?)\b", first.source)
+
+
+def test_the_readme_lists_every_notebook():
+    readme = (TUTORIALS / "README.md").read_text(encoding="utf-8")
+    linked = re.findall(r"\]\((\d\d_\w+\.ipynb)\)", readme)
+    assert linked == [source.with_suffix(".ipynb").name for source in build.SOURCES]
+
+
+def test_links_lead_somewhere():
+    for source in build.SOURCES:
+        text = "\n".join(cell.source for cell in build.cells_of(source).cells if cell.cell_type == "markdown")
+        for link in re.findall(r"\]\(([^)#]+)\)", text):
+            assert link.startswith("http") or (TUTORIALS / link).exists(), f"{source.name}: {link}"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("code", "says"),
+    [("1 / 0", "ZeroDivisionError"), ("import warnings; warnings.warn('look')", "look"), ("1 + 1", "")],
+)
+def test_a_cell_that_fails_or_warns_stops_the_build(code, says):
+    found = subprocess.run(
+        [sys.executable, "-c", f"import sys; sys.path.insert(0, {str(TUTORIALS)!r}); import build, nbformat; "
+         f"build.execute(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell({code!r})]))"],
+        capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert (found.returncode != 0) == bool(says)
+    assert says in found.stderr
+
+
+@pytest.mark.slow
+@each
+def test_it_runs(source):
+    ran = subprocess.run(
+        [sys.executable, TUTORIALS / "build.py", "--check", source.stem[:2]],
+        env=os.environ | {"MINIVGG_FAST": "1"},
+        capture_output=True,
+        text=True,
+        timeout=900,
+    )
+    assert ran.returncode == 0, ran.stderr[-3000:]
