@@ -15,8 +15,8 @@ A file lists the choices that it may be compiled with, in comment lines such as
 
 each of which stands for all combinations of what it names (and for one without defines, if it names nothing); types are
 C's or NumPy's (uint8). `// variants: tiling.py` says that the function `variants` of the Python file beside it knows
-them, as dicts of what `kernel` takes: where they are computed. No others are compiled: so the tests, which have NVRTC compile each variant and read what it
-takes, know all that can ever run.
+them, as dicts of what `kernel` takes: where they are computed. No others are compiled: so the tests, which have NVRTC
+compile each variant and read what it takes, know all that can ever run.
 """
 
 import functools

@@ -13,8 +13,8 @@ def add(commands) -> None:
         help="race our convolutions and VGG-16 against PyTorch's",
         description="Race our convolutions, or VGG-16 as a whole, against PyTorch's, and on a GPU (--device gpu) "
         "against cuDNN's: contestants in processes of their own, samples interleaved, medians, beside what the machine "
-        "could do at best. Without rivals ours race one another. Only ratios from one race mean anything, and only on a "
-        "quiet machine.",
+        "could do at best. Without rivals ours race one another. Only ratios from one race mean anything, and only on "
+        "a quiet machine.",
     )
     races = command.add_subparsers(title="races", metavar="RACE", required=True)
 
