@@ -13,7 +13,8 @@ from minivgg.backends.cuda import PACKAGE, Kernel, variants
 from minivgg.cudasim import kernels_of
 
 PAGE = Path(__file__).parents[1] / "docs" / "kernels.md"
-ARCHITECTURES = ("sm_80", "sm_90", "sm_90a")
+ARCHITECTURES = ("sm_80", "sm_90")
+LONGEST = 8  # characters of a define's value that a table has room for: a matrix has none
 
 
 def rows_of(file: str) -> list[list[str]]:
@@ -23,7 +24,7 @@ def rows_of(file: str) -> list[list[str]]:
         name = kernels_of((PACKAGE / file).read_text(encoding="utf-8"))[0]
         source = Kernel(file, name, tuple(sorted(defines.items()))).source()
         taken = [nvrtc.usage(nvrtc.compile(source, arch, file=file)[1]) for arch in ARCHITECTURES]
-        variant = ", ".join(f"{key}={value}" for key, value in defines.items())
+        variant = ", ".join(f"{key}={value}" for key, value in defines.items() if len(value) <= LONGEST)
         for kernel in sorted(taken[0]):
             registers = [str(usage[kernel].registers) for usage in taken]
             rows.append([f"`{file}`", f"`{kernel}`", variant, *registers, f"{taken[0][kernel].shared:,}"])

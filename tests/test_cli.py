@@ -262,7 +262,7 @@ def test_summary_prints_a_table(capsys):
 def test_info_names_versions_blas_threads_and_gpu(capsys):
     assert main(["info"]) == 0
     printed = capsys.readouterr().out
-    for word in ("minivgg", "NumPy", "Numba", "BLAS", "threads", "GPU"):
+    for word in ("minivgg", "NumPy", "Numba", "BLAS", "threads", "GPU", "GPU simulator", "NVRTC"):
         assert re.search(rf"^{word}", printed, re.MULTILINE)
 
 

@@ -33,7 +33,7 @@ extern "C" __global__ void roomy(float* x) { x[threadIdx.x] *= 2; }
 
 
 def said(defines):
-    return " ".join(f"{key}={value}" for key, value in defines.items()) or "no defines"
+    return " ".join(f"{key}={value[:20]}" for key, value in defines.items()) or "no defines"
 
 
 def source_of(file, defines):
@@ -50,14 +50,17 @@ def test_every_file_of_kernels_lists_its_variants(file):
 @pytest.mark.parametrize("arch", ARCHITECTURES)
 @pytest.mark.parametrize("file", FILES)
 def test_every_kernel_compiles_and_spills_nothing(file, arch):
-    compiled = set()
-    for defines in variants(file):
+    text, compiled = (PACKAGE / file).read_text(encoding="utf-8"), set()
+    special = (
+        arch.endswith("a") and "SM90" not in text
+    )  # as sm_90: one tells that it compiles
+    for defines in variants(file)[: 1 if special else None]:
         _, log = nvrtc.compile(source_of(file, defines), arch, file=file)
         taken = nvrtc.usage(log)
         compiled |= set(taken)
         spilled = {name: usage for name, usage in taken.items() if usage.spilled}
         assert not spilled, f"{file} ({said(defines)}) does not fit the registers of {arch}"
-    assert compiled >= set(kernels_of((PACKAGE / file).read_text(encoding="utf-8")))
+    assert special or compiled >= set(kernels_of(text))
 
 
 def test_what_is_not_listed_does_not_run():
@@ -86,6 +89,12 @@ def test_a_line_stands_for_all_combinations(file):
 
 def test_a_file_without_choices_says_so(file):
     assert variants(file("// variants:")) == [{}]
+
+
+def test_a_python_file_beside_it_may_know_them():
+    found = variants("ops/conv2d/winograd.cu")
+    assert {(choice["T"], choice["TILE"]) for choice in found} == {(t, m) for t in ("float", "double") for m in "24"}
+    assert all(choice["FUSED"] == "1" for choice in found if "STEP" in choice)
 
 
 def test_a_file_that_lists_nothing_has_none(file):

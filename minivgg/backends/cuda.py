@@ -14,11 +14,13 @@ A file lists the choices that it may be compiled with, in comment lines such as
     // variants: T=__half TILE=16
 
 each of which stands for all combinations of what it names (and for one without defines, if it names nothing); types are
-C's or NumPy's (uint8). No others are compiled: so the tests, which have NVRTC compile each variant and read what it
-takes, know all that can ever run.
+C's or NumPy's (uint8). `// variants: tiling.py` says that the function `variants` of the Python file beside it knows
+them, as dicts of what `kernel` takes: where they are computed. No others are compiled: so the tests, which have NVRTC
+compile each variant and read what it takes, know all that can ever run.
 """
 
 import functools
+import importlib
 import itertools
 import re
 from collections.abc import Callable
@@ -53,6 +55,10 @@ def variants(file: str) -> list[dict[str, str]]:
     """The defines of every variant that `file` lists; none where it lists nothing. ValueError for what is no list."""
     found = []
     for line in re.findall(r"^// variants:(.*)", (PACKAGE / file).read_text(encoding="utf-8"), re.MULTILINE):
+        if beside := re.fullmatch(r" (\w+)\.py", line):
+            module = importlib.import_module(".".join([PACKAGE.name, *Path(file).parent.parts, beside[1]]))
+            found += [{key: _c_name(value) for key, value in choice.items()} for choice in module.variants()]
+            continue
         if not all(re.fullmatch(r"\w+=\w+(\|\w+)*", word) for word in line.split()):
             raise ValueError(f'{file}: "// variants:{line}" should look like "// variants: T=float|double TILE=16"')
         names, values = zip(*(word.split("=") for word in line.split()), strict=True) if line.split() else ((), ())

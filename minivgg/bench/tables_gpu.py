@@ -79,9 +79,9 @@ def _overview(record: dict) -> Table:
         cells.append(line)
     size, samples = record["settings"]["size"], record["settings"]["samples"]
     caption = (
-        f"Time of {count(record['rows'])} of VGG-16, {size}×{size} pixels, forward and both gradients: medians of up to "
-        f"{samples} interleaved samples, {_TIMED}; in brackets, how many times as fast as the best of cuDNN and PyTorch "
-        "with the same layer and pass. Empty where it does not do all of them."
+        f"Time of {count(record['rows'])} of VGG-16, {size}×{size} pixels, forward and both gradients: medians of up "
+        f"to {samples} interleaved samples, {_TIMED}; in brackets, how many times as fast as the best of cuDNN and "
+        "PyTorch with the same layer and pass. Empty where it does not do all of them."
     )
     head = ["", *(f"{precision}, batch {batch}" for precision, batch in found)]
     return Table(head, cells, "\n\n".join([caption, limits_say(record)]))
@@ -96,8 +96,8 @@ def _of_part(of_one: dict) -> Table:
         for line in cells:
             line.append(times(_ratio(rows, line[0])))
     caption = (
-        f"{_named(of_one)}: {_TIMED}, summed; in brackets, and as the range over layers and passes, how many times as fast "
-        f"as the best rival. {COUNTED}. {ERROR} Compared over two images, or sixteen filters."
+        f"{_named(of_one)}: {_TIMED}, summed; in brackets, and as the range over layers and passes, how many times as "
+        f"fast as the best rival. {COUNTED}. {ERROR} Compared over two images, or sixteen filters."
     )
     caption += " * Only the layers that it does." if partial else ""
     return Table(head, cells, "\n".join([caption, *failures(of_one)]))
@@ -137,9 +137,9 @@ def _of_cudnn(of_one: dict) -> Table:
             chosen += sum(len(row["layers"]) * (row["results"][name].get("chosen") == algorithm) for row, _ in done)
         cells.append([*line, str(chosen) if chosen else ""])
     caption = (
-        f"{_named(of_one)}: each of cuDNN's algorithms, the mean of five runs, summed over the layers that it does (* not "
-        f"all); and for how many of {sum(len(row['layers']) for row in rows)} layers and passes it was the fastest of its "
-        "memory order."
+        f"{_named(of_one)}: each of cuDNN's algorithms, the mean of five runs, summed over the layers that it does "
+        f"(* not all); and for how many of {sum(len(row['layers']) for row in rows)} layers and passes it was the "
+        "fastest of its memory order."
     )
     return Table(["", "algorithm", *_PASSES.values(), "fastest"], cells, caption, left=2)
 
@@ -153,9 +153,9 @@ def vgg(record: dict) -> list[Table]:
     """Tasks by contestants, and every heat, with memory."""
     names = record["contestants"]
     caption = (
-        f"VGG-16, medians of up to {record['settings']['samples']} interleaved samples, {_QUEUED}; in brackets, how many "
-        "times as fast as the best of PyTorch's ways. A step is forward, backward and SGD with momentum, dropout included. "
-        "Below each time, the most memory that the process held on the GPU."
+        f"VGG-16, medians of up to {record['settings']['samples']} interleaved samples, {_QUEUED}; in brackets, how "
+        "many times as fast as the best of PyTorch's ways. A step is forward, backward and SGD with momentum, dropout "
+        "included. Below each time, the most memory that the process held on the GPU."
     )
     cells = [
         line
@@ -181,11 +181,13 @@ def limits_say(record: dict) -> str:
     limits, machine = record["limits"], record["machine"]
     bandwidth = max(rate for name, rate in limits.items() if name.endswith("_gbs"))
     rates = [f"{limits[f'{p}_gflops'] / 1e3:.1f} TFLOP/s {says}" for p, says in PRECISIONS.items()]
-    libraries = [f"{name} {machine[name]}" for name in ("CuPy", "cuDNN", "PyTorch", "CUDA driver") if name in machine]
+    there = {name.split()[0] for name in record["contestants"]}  # "cuDNN NCHW" → "cuDNN"
+    known = ("CuPy", "CUDA driver", *(name for name in ("cuDNN", "PyTorch") if name in there))
+    libraries = [f"{name} {machine[name].split()[0]}" for name in known]
     lacks = "".join(f" Not in it: {reason}." for reason in record["lacks"])
     return (
         "The limit is the longer of FLOP / peak and bytes / bandwidth, all measured by kernels of ours: "
-        f"{', '.join(rates)} (multiply-adds; products by mma.sync, which on Hopper is not the tensor cores' fastest way, "
-        f"so that cuDNN may pass 100%), and {bandwidth:.0f} GB/s. "
+        f"{', '.join(rates)} (multiply-adds; products by mma.sync, which on Hopper is not the tensor cores' fastest "
+        f"way, so that cuDNN may pass 100%), and {bandwidth:.0f} GB/s. "
         f"On {machine['GPU']}, {', '.join(libraries)}, {record['date']}.{lacks}"
     )

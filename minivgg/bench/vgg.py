@@ -150,9 +150,9 @@ def _teller(bar, task: Task) -> Callable[[str], None]:
     return lambda doing: bar.set_postfix_str(f"{task.name}: {doing}")
 
 
-def choose(names: list[str]) -> tuple[Task, ...]:
-    """The tasks of these names. Raises BadInput for one that is not there."""
-    known = {task.name: task for task in TASKS}
+def choose(names: list[str], tasks: tuple[Task, ...] = TASKS) -> tuple[Task, ...]:
+    """Those of `tasks` that have these names. Raises BadInput for one that is not there."""
+    known = {task.name: task for task in tasks}
     for name in names:
         if name not in known:
             raise BadInput(f'no task "{name}"; there are {", ".join(known)}')

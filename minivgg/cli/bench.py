@@ -1,4 +1,4 @@
-"""`minivgg bench RACE`: our convolutions and networks beside PyTorch's."""
+"""`minivgg bench RACE`: our convolutions and networks beside PyTorch's, and on a GPU beside cuDNN's."""
 
 import argparse
 import sys
@@ -11,9 +11,10 @@ def add(commands) -> None:
     command = commands.add_parser(
         "bench",
         help="race our convolutions and VGG-16 against PyTorch's",
-        description="Race our convolutions, or VGG-16 as a whole, against PyTorch's on the CPU: contestants in "
-        "processes of their own, samples interleaved, medians, beside what the machine could do at best. Without "
-        "PyTorch ours race one another. Only ratios from one race mean anything, and only on a quiet machine.",
+        description="Race our convolutions, or VGG-16 as a whole, against PyTorch's, and on a GPU (--device gpu) "
+        "against cuDNN's: contestants in processes of their own, samples interleaved, medians, beside what the machine "
+        "could do at best. Without rivals ours race one another. Only ratios from one race mean anything, and only on "
+        "a quiet machine.",
     )
     races = command.add_subparsers(title="races", metavar="RACE", required=True)
 
@@ -24,6 +25,7 @@ def add(commands) -> None:
         formatter_class=_ALL,
     )
     _add_common(conv, seconds=20)
+    _add_gpu(conv, "fp32, tf32 or fp16")
     conv.add_argument("--batch-size", type=int, default=8, metavar="N", help="images at once")
     conv.add_argument("--input-size", type=int, default=224, metavar="PX", help="height and width of the image")
     conv.add_argument(
@@ -43,6 +45,7 @@ def add(commands) -> None:
         formatter_class=_ALL,
     )
     _add_common(vgg, seconds=60)
+    _add_gpu(vgg, "fp32 or tf32")
     vgg.add_argument(
         "--tasks",
         nargs="+",
@@ -65,17 +68,27 @@ def _add_common(race, seconds: float) -> None:
     race.add_argument("--quiet", action="store_true", help="no progress bar")
 
 
+def _add_gpu(race, precisions: str) -> None:
+    race.add_argument("--device", choices=("cpu", "gpu"), default="cpu", help="where to race")
+    race.add_argument(
+        "--precision", nargs="+", default=["fp32"], metavar="P", help=f"on a GPU, the arithmetic: {precisions}"
+    )
+
+
 def run_conv(arguments) -> int:
     from minivgg.bench import conv
 
     if arguments.tune:
         return _tune(arguments)
-    chosen = {"algorithms": _tuple(arguments.algorithms)}
+    batch, size, only = arguments.batch_size, arguments.input_size, _tuple(arguments.layers)
     if arguments.quick:
-        chosen |= {"batch": 1, "size": 32, "only": conv.QUICK}
-    else:
-        chosen |= {"batch": arguments.batch_size, "size": arguments.input_size, "only": _tuple(arguments.layers)}
-    return _race(conv.run, arguments, chosen)
+        batch, size, only = 1, 32, conv.QUICK
+    chosen = {"algorithms": _tuple(arguments.algorithms), "size": size, "only": only}
+    if arguments.device == "gpu":
+        from minivgg.bench import conv_gpu
+
+        return _race(conv_gpu.run, arguments, chosen | {"batches": (batch,)})
+    return _race(conv.run, arguments, chosen | {"batch": batch})
 
 
 def _tune(arguments) -> int:
@@ -102,6 +115,11 @@ def _tune(arguments) -> int:
 def run_vgg(arguments) -> int:
     from minivgg.bench import vgg
 
+    if arguments.device == "gpu":
+        from minivgg.bench import vgg_gpu
+
+        tasks = vgg.choose(arguments.tasks, vgg_gpu.TASKS) if arguments.tasks else vgg_gpu.TASKS
+        return _race(vgg_gpu.run, arguments, {"tasks": vgg.QUICK if arguments.quick else tasks})
     tasks = vgg.choose(arguments.tasks) if arguments.tasks else vgg.TASKS
     return _race(vgg.run, arguments, {"tasks": vgg.QUICK, "turn": 0.05} if arguments.quick else {"tasks": tasks})
 
@@ -112,27 +130,31 @@ def _tuple(names: list[str] | None) -> tuple[str, ...] | None:
 
 def _race(run, arguments, chosen: dict) -> int:
     """Run, print and save a race; the exit status says whether one of our own contestants failed."""
-    from minivgg.bench import pictures, pytorch
+    from minivgg.bench import gpu, pictures, pytorch
     from minivgg.bench.race import cores
     from minivgg.bench.record import is_rival, save
     from minivgg.bench.tables import tables
     from minivgg.cli.info import describe
     from minivgg.insight.pictures import save as save_picture
 
+    if arguments.device == "gpu":
+        gpu.check()
+        where = {"machine": describe() | gpu.machine(), "precisions": tuple(arguments.precision)}
+    else:
+        where = {"machine": describe(), "threads": cores() if arguments.threads is None else arguments.threads}
     if not pytorch.installed():
         print("no PyTorch here, so ours race alone; to have it: pip install 'minivgg[bench]'\n", file=sys.stderr)
     record = run(
-        machine=describe(),
-        threads=cores() if arguments.threads is None else arguments.threads,
+        **where,
         samples=2 if arguments.quick else arguments.samples,
         seconds=arguments.seconds,
         progress=not arguments.quiet,
         **chosen,
     )
-    summary, details = tables(record)
+    summary, *details = tables(record)
     print(summary)
     if arguments.details:
-        print(f"\n{details}")
+        print(*(f"\n{table}" for table in details), sep="\n")
     if arguments.json:
         save(record, arguments.json)
     if arguments.picture:

@@ -2,6 +2,7 @@
 
 import os
 import platform
+import subprocess
 from importlib import metadata
 from pathlib import Path
 
@@ -10,8 +11,8 @@ def add(commands) -> None:
     command = commands.add_parser(
         "info",
         help="print versions, BLAS, threads and GPU",
-        description="Print the versions of minivgg and what it stands on, the BLAS library, threads and GPU: "
-        "what a bug report should say.",
+        description="Print the versions of minivgg and what it stands on, the BLAS library, threads, GPU, and the "
+        "compilers for CUDA C with and without one: what a bug report should say.",
     )
     command.set_defaults(command=run)
 
@@ -50,6 +51,8 @@ def describe() -> dict[str, str]:
         "threads": f"{threads()} of {numba.config.NUMBA_NUM_THREADS} (MINIVGG_NUM_THREADS)",
         "workspace": f"{workspace.limit() / 2**20:g} MiB",
         "GPU": _gpu(),
+        "GPU simulator": _simulator(),
+        "NVRTC": _nvrtc(),
     }
 
 
@@ -78,10 +81,32 @@ def _cpu_name() -> str:
 
 
 def _gpu() -> str:
+    from minivgg.bench import gpu
+
+    if reason := gpu.why_not():
+        return f"none ({reason})"
+    about = gpu.machine()
+    return (
+        f"{about['GPU']}, {about['GPU memory']}, compute capability {about['compute capability']}, CUDA driver "
+        f"{about['CUDA driver']}, CuPy {about['CuPy']}"
+    )
+
+
+def _simulator() -> str:
+    """The C++ compiler that the simulator of CUDA uses."""
+    from minivgg.cudasim import CompileError, compiler
+
     try:
-        import cupy
-    except ImportError:
-        return "none (CuPy is not installed: pip install 'minivgg[cuda12]' or 'minivgg[cuda13]', not both)"
-    if not cupy.cuda.is_available():
-        return f"none (CuPy {cupy.__version__} finds no device)"
-    return f"{cupy.cuda.runtime.getDeviceProperties(0)['name'].decode()}, CuPy {cupy.__version__}"
+        command = compiler.command()
+    except CompileError as error:
+        return f"none ({error})"
+    said = subprocess.run([*command, "--version"], capture_output=True, text=True, check=False).stdout.splitlines()
+    return f"{' '.join(command)}: {said[0] if said else 'says no version'}"
+
+
+def _nvrtc() -> str:
+    from minivgg.backends import nvrtc
+
+    if nvrtc.library_path() is None:
+        return "none (only tests without a GPU need it: pip install nvidia-cuda-nvrtc-cu12 nvidia-cuda-runtime-cu12)"
+    return nvrtc.version()

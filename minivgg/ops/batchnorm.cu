@@ -1,6 +1,7 @@
 // Batch normalisation of arrays (pixels, C): sums over blocks of pixels in float64, as on the CPU, and one pass to use
 // them. x is read three times going forward (the second time a block reads its own pixels again, out of a cache), x and
 // dy twice going back.
+// variants: T=float|double
 
 // The mean, and the sum of squared deviations from it, of every block of pixels: means and m2s (blocks, C).
 extern "C" __global__ void block_moments(const T* x, int block, double* means, double* m2s, int pixels, int C) {

@@ -1,4 +1,5 @@
 // Sums over everything but the channel, and their adjoint, for arrays (pixels, C).
+// variants: T=float|double
 
 // sums (blocks, C): each block adds up its own pixels in float64. A float read costs four bytes of traffic, and one
 // addition in float64 for that is no more than a GPU has time for, so that nothing is gained by less.

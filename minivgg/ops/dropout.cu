@@ -3,6 +3,7 @@
 // Four elements share a counter, and each makes all four words anew, some eighty instructions: for 8 bytes of traffic
 // that is about what a large GPU has time for. Where channels lie last, memory is (images, P, C), and the number of an
 // element is the one that it has in (images, C, P); elsewhere C = 1, and its number is its place.
+// variants: T=float|double
 
 extern "C" __global__ void apply(
     const T* x, T* y, int C, int P, unsigned long long seed, unsigned long long call, unsigned long long threshold,

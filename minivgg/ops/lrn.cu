@@ -3,6 +3,7 @@
 //
 // Backward takes two kernels, because each number asks its neighbours for something that they have to work out first. It
 // reads and writes eight numbers for each in all, where three would do if the threads of a block told one another.
+// variants: T=float|double
 
 __device__ __forceinline__ Acc window_sum(const T* row, int C, int first, int size, bool squared) {
     Acc sum = 0;

@@ -1,4 +1,5 @@
 // The logistic function and its gradient: a thread an element, one read and one write instead of one for each step.
+// variants: T=float|double
 
 extern "C" __global__ void sigmoid_forward(const T* x, T* y, long long count) {
     const long long i = global_thread();

@@ -2,6 +2,7 @@
 //
 // A row is read three times, the second and third time from a cache. Sums are over a thread's share, then over the
 // block, in an order that never changes.
+// variants: T=float|double
 
 // The largest of `value` over a block, in every thread. A NaN may be passed over: it makes the sum that follows a NaN.
 __device__ __forceinline__ Acc block_max(Acc value, Acc* scratch) {

@@ -1,4 +1,5 @@
 // Optimisers, a thread for each number of a parameter: everything that is known of it is read once and written once.
+// variants: T=float|double
 
 extern "C" __global__ void sgd(T* w, const T* g, T* v, T lr, T momentum, T decay, long long count) {
     const long long i = global_thread();

@@ -18,6 +18,7 @@
 //
 // Source: Chetlur et al., cuDNN: Efficient Primitives for Deep Learning (2014), §3; the tiles of a warp and a thread are
 // CUTLASS's (Kerr et al., CUTLASS: Fast Linear Algebra in CUDA C++, 2017).
+// variants: tiling.py
 
 constexpr int ACROSS = BN / TN, DOWN = BM / TM, THREADS = ACROSS * DOWN;  // a thread for each TM × TN of BM × BN results
 constexpr int RUN = 16 / sizeof(T);                                       // numbers that one load can take

@@ -171,6 +171,16 @@ def kernel(name: str, x, tile: Tile, vector: int) -> cuda.Kernel:
     return cuda.kernel(FILE, name, T=x.dtype, VEC=vector, **tile.defines())
 
 
+def variants() -> list[dict]:
+    """What implicit_gemm.cu is compiled with: every tile, with single numbers and with 16 bytes a copy."""
+    return [
+        {"T": dtype, "VEC": vector, **replace(tile, STAGES=stages).defines()}
+        for dtype in (np.float32, np.float64)
+        for tile in TILES[np.dtype(dtype).itemsize]
+        for stages, vector in ((1, 1), (2, 1), (2, 16 // np.dtype(dtype).itemsize))
+    ]
+
+
 def vector_of(C: int, O: int, *arrays) -> int:
     """How many numbers one copy may take: 16 bytes of them, if all rows of channels begin at a multiple of that."""
     run = 16 // arrays[0].itemsize

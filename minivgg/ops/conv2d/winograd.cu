@@ -14,6 +14,7 @@
 //
 // INPUTS, FILTERS, … are written by `toom_cook.in_c` from the exact matrices: "y[0] = …; y[1] = …;", where d[j] is what
 // the matrix is multiplied by.
+// variants: winograd_on_gpu.py
 
 constexpr int SIDE = TILE + 2, PLANES = SIDE * SIDE;
 

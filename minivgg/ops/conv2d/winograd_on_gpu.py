@@ -7,6 +7,8 @@ NumPy), transform back, so many tiles at a time as `workspace.limit()` holds: a 
 
 import functools
 
+import numpy as np
+
 from minivgg.backends import cuda, workspace
 from minivgg.backends.array import device_of, nchw, nhwc, xp_of
 from minivgg.ops.conv2d.packing import round_up
@@ -24,7 +26,7 @@ _PART = 256  # tiles that are worth a sum of their own
 
 
 def variant_for(m: int, C: int, O: int, x) -> str:
-    """"fused" if that is possible for F(m×m) on x's device and dtype, and predicted to be faster, else "phased".
+    """ "fused" if that is possible for F(m×m) on x's device and dtype, and predicted to be faster, else "phased".
 
     Per tile and plane, phased moves C + O numbers out of a kernel and into the next, and multiplies C·O at the speed of
     cuBLAS; fused moves none, but multiplies more slowly and transforms a tile again for each 32 outputs. So phased wins
@@ -64,6 +66,16 @@ def _defines(m: int) -> dict:
     names = ("OUTPUTS", "FILTERS", "INPUTS")
     lines = dict(zip(names, map(in_c, forward), strict=True))
     return {"TILE": m, **lines, "UPSTREAM": in_c(gradient.filters), "GRADIENT": in_c(gradient.outputs)}
+
+
+def variants() -> list[dict]:
+    """What winograd.cu is compiled with."""
+    plain = [{"T": dtype, **_defines(m)} for dtype in (np.float32, np.float64) for m in _AT_ONCE]
+    return plain + [{"T": np.float32, **_defines(m), **_fused(m)} for m in _AT_ONCE]
+
+
+def _fused(m: int) -> dict:
+    return {"FUSED": True, "AT_ONCE": _AT_ONCE[m], "SHARED": _shared(m), **_FUSED}
 
 
 def _kernel(name: str, m: int, dtype, **defines) -> cuda.Kernel:
@@ -131,7 +143,7 @@ def _tiles_at_once(tiles: int, tile_bytes: int) -> int:
 
 def _fused_on_gpu(m, x, U, y, grid, offset, epilogue):
     (N, H, W, C), (_, OH, OW, O), P = x.shape, y.shape, _planes(m)
-    launch = _kernel("convolve", m, x.dtype, FUSED=True, AT_ONCE=_AT_ONCE[m], SHARED=_shared(m), **_FUSED)
+    launch = _kernel("convolve", m, x.dtype, **_fused(m))
     blocks = -(-N * grid[0] * grid[1] // _FUSED["BLOCK_TILES"]) * -(-O // _FUSED["BLOCK_OUTPUTS"])
     threads = P // _AT_ONCE[m] * 32
     launch(blocks, threads, x, U, y, N, H, W, C, O, OH, OW, *grid, *offset, *epilogue, shared_mem=_shared(m))
