@@ -24,7 +24,7 @@ _PART = 256  # tiles that are worth a sum of their own
 
 
 def variant_for(m: int, C: int, O: int, x) -> str:
-    """"fused" if that is possible for F(m×m) on x's device and dtype, and predicted to be faster, else "phased".
+    """ "fused" if that is possible for F(m×m) on x's device and dtype, and predicted to be faster, else "phased".
 
     Per tile and plane, phased moves C + O numbers out of a kernel and into the next, and multiplies C·O at the speed of
     cuBLAS; fused moves none, but multiplies more slowly and transforms a tile again for each 32 outputs. So phased wins
@@ -130,11 +130,11 @@ def _tiles_at_once(tiles: int, tile_bytes: int) -> int:
 
 
 def _fused_on_gpu(m, x, U, y, grid, offset, epilogue):
-    (N, H, W, C), (_, OH, OW, O), P = x.shape, y.shape, _planes(m)
+    N, O = x.shape[0], y.shape[3]
     launch = _kernel("convolve", m, x.dtype, FUSED=True, AT_ONCE=_AT_ONCE[m], SHARED=_shared(m), **_FUSED)
     blocks = -(-N * grid[0] * grid[1] // _FUSED["BLOCK_TILES"]) * -(-O // _FUSED["BLOCK_OUTPUTS"])
-    threads = P // _AT_ONCE[m] * 32
-    launch(blocks, threads, x, U, y, N, H, W, C, O, OH, OW, *grid, *offset, *epilogue, shared_mem=_shared(m))
+    threads = _planes(m) // _AT_ONCE[m] * 32
+    launch(blocks, threads, x, U, y, *x.shape, *y.shape[1:], *grid, *offset, *epilogue, shared_mem=_shared(m))
 
 
 _convolutions = {"phased": _phased_on_gpu, "fused": _fused_on_gpu}
