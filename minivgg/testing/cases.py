@@ -105,6 +105,10 @@ class Op:
         """Whether it can do this case on one of `backends.array.DEVICES`; what a GPU can, its simulator can, too."""
         return {"sim": "gpu"}.get(device, device) in self.devices
 
+    def eps(self, dtype) -> float:
+        """The relative rounding of one operation of the op's in this dtype."""
+        return float(np.finfo(dtype).eps)
+
     def call(self, arrays: tuple, options: dict) -> tuple:
         """(y, a function dy → the gradients of the arrays, as a tuple)"""
         result = self.forward(*arrays, **options)

@@ -16,7 +16,7 @@ from minivgg.backends.array import on_gpu
 from minivgg.backends.jit import threads
 from minivgg.errors import BadInput
 from minivgg.ops.channels import add_per_channel, sum_per_channel
-from minivgg.ops.conv2d import direct, direct_on_gpu, im2col, implicit_gemm, naive, planning, winograd
+from minivgg.ops.conv2d import direct, direct_on_gpu, im2col, implicit_gemm, naive, planning, tensor_core, winograd
 from minivgg.ops.conv2d.spec import Algorithm, ConvSpec
 from minivgg.ops.maxpool import maxpool2d_forward
 from minivgg.ops.relu import relu_backward, relu_forward
@@ -44,6 +44,7 @@ ALGORITHMS: dict[str, Algorithm] = {
         direct.ALGORITHM,
         implicit_gemm.ALGORITHM,
         *winograd.ALGORITHMS,
+        *tensor_core.ALGORITHMS,
     )
 }
 
