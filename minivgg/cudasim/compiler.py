@@ -138,8 +138,9 @@ def load(path: Path) -> ctypes.CDLL:
 
 
 @functools.lru_cache(256)
-def shared_arrays(path: Path) -> tuple[tuple[str, int, int], ...]:
-    """(name, address within the library, bytes) of every static __shared__ array, by `nm`: empty without that."""
+def shared_arrays(path: Path, kernel: str) -> tuple[tuple[str, int, int], ...]:
+    """(name, address within the library, bytes) of every static __shared__ array but those of other kernels in the same
+    file, by `nm`: empty without that."""
     if not shutil.which("nm"):
         return ()
     listing = subprocess.run(["nm", "-S", "--defined-only", str(path)], capture_output=True, text=True).stdout
@@ -152,7 +153,9 @@ def shared_arrays(path: Path) -> tuple[tuple[str, int, int], ...]:
         if len(row) == 4 and bounds["__start_cudasim_shared"] <= int(row[0], 16) < bounds["__stop_cudasim_shared"]:
             mangled = re.search(r"E(\d+)([A-Za-z_]\w*)", row[3])  # _ZZ4nameE5tiles: the `tiles` of `name`
             name = mangled[2][: int(mangled[1])] if mangled else row[3]
-            if not name.startswith("cudasim_gap"):
+            owner = re.match(r"_ZZ(\d+)(\w+)", row[3])  # a kernel's name stands without its parameters, before an E
+            owner = owner and owner[2][: int(owner[1]) + 1]
+            if not name.startswith("cudasim_gap") and (not owner or owner[-1] != "E" or owner[:-1] == kernel):
                 found.append((name, int(row[0], 16), int(row[1], 16)))
     return tuple(found)
 

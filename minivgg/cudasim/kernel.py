@@ -225,7 +225,7 @@ class _Library:
         self._dll.cudasim_launch.restype = ctypes.c_char_p
         self._dll.cudasim_findings.restype = ctypes.c_char_p
         self._dll.cudasim_image.restype = ctypes.c_size_t
-        self.shared = compiler.shared_arrays(path)
+        self.shared = compiler.shared_arrays(path, name)
         self.dynamic = 0
 
     def launch(self, places, grid, block, shared_mem, order, seed) -> str | None:
