@@ -23,7 +23,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 from threadpoolctl import ThreadpoolController
 
-from minivgg.backends import workspace
+from minivgg.backends import cuda, workspace
 from minivgg.backends.array import on_gpu, xp_of
 from minivgg.backends.jit import kernel, njit, prange, threads
 from minivgg.backends.microkernel import COLUMNS, ROWS, product
@@ -62,7 +62,37 @@ def gemm(a, b, out=None):
     return out
 
 
-# ---- Our own ----
+VARIANTS = {  # on a GPU: the block of threads, and the part of the result (rows, columns) that it computes
+    "naive": ((32, 8), (32, 8)),
+    "coalesced": ((32, 8), (8, 32)),
+    "tiled": ((32, 32), (32, 32)),
+    "register_blocked": ((256,), (128, 128)),
+}
+
+
+def gemm_on_gpu(a, b, out=None, *, variant: str = "register_blocked"):
+    """a (M, K) · b (K, N) → (M, N) by a kernel of our own, one of `VARIANTS`: `gemm.cu` is a ladder to read, and race.
+
+    `gemm` is what to use. float32 or float64, on a GPU or its simulator; both factors may be transposed views. `out`
+    is in C order. Raises KeyError for an unknown variant, ValueError for shapes that do not go together.
+    """
+    (threads, (rows, columns)), xp = VARIANTS[variant], xp_of(a)
+    (M, K), N = a.shape, b.shape[1]
+    if len(b) != K or (out is not None and not (out.shape == (M, N) and out.flags.c_contiguous)):
+        raise ValueError(f"gemm_on_gpu: a {a.shape} · b {b.shape} makes ({M}, {N}), in C order, where a has b's rows")
+    if out is None:
+        out = xp.empty((M, N), a.dtype)
+    if 0 in (M, K, N):
+        out[...] = 0
+        return out
+    grid = -(-M // rows), -(-N // columns)
+    a, b = (m if m.T.flags.c_contiguous else xp.ascontiguousarray(m) for m in (a, b))
+    strides = [stride // a.itemsize for m in (a, b) for stride in m.strides]
+    cuda.kernel("ops/gemm.cu", variant, T=a.dtype)(grid, threads, a, b, out, M, N, K, *strides)
+    return out
+
+
+# ---- Our own, on the CPU ----
 
 
 @traced
