@@ -123,7 +123,7 @@ def table(subjects: list[Subject]) -> str:
 def _subjects(arguments) -> Iterator[Subject]:
     """What the command line asks for. Raises BadInput if that does not exist."""
     from minivgg.errors import BadInput
-    from minivgg.ops.conv2d import ALGORITHMS, check_algorithm
+    from minivgg.ops.conv2d import algorithms_on, check_algorithm
     from minivgg.testing.arrays import why_no_gpu
 
     if arguments.model and arguments.all:
@@ -134,8 +134,8 @@ def _subjects(arguments) -> Iterator[Subject]:
     if arguments.device == "gpu" and (why := why_no_gpu()):
         raise BadInput(f"--device gpu: {why}")
     if not arguments.model:
-        every = list(ALGORITHMS) if arguments.all and not arguments.algorithm else [arguments.algorithm or "auto"]
-        yield from _ops(arguments, every)
+        everything = arguments.all and not arguments.algorithm
+        yield from _ops(arguments, algorithms_on(arguments.device) if everything else [arguments.algorithm or "auto"])
         yield from _layers(arguments)
     if arguments.model or arguments.all:
         yield from _models(arguments)

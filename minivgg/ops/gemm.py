@@ -24,7 +24,7 @@ import numpy as np
 from threadpoolctl import ThreadpoolController
 
 from minivgg.backends import cuda, workspace
-from minivgg.backends.array import on_gpu, xp_of
+from minivgg.backends.array import empty_on, on_gpu, xp_of
 from minivgg.backends.jit import kernel, njit, prange, threads
 from minivgg.backends.microkernel import COLUMNS, ROWS, product
 from minivgg.backends.simd import LANES, traced, transpose
@@ -45,14 +45,14 @@ def gemm(a, b, out=None):
 
     Cost: 2·M·K·N FLOP. Each factor is read once if its other dimension fits a block (M ≤ 224 for b, N ≤ 512 for a).
     """
-    if on_gpu(a):
-        with np.errstate(all="ignore"):  # as below, where NumPy stands in for cuBLAS
-            return xp_of(a).matmul(a, b, out=out)
     (M, K), N = a.shape, b.shape[1]
     if out is None:
-        out = workspace.empty((M, N), a.dtype)
+        out = empty_on(a)((M, N), a.dtype)
     if 0 in (M, K, N):
         out[...] = 0
+    elif on_gpu(a):
+        with np.errstate(all="ignore"):  # where NumPy stands in for cuBLAS; see `_multiply`
+            xp_of(a).matmul(a, b, out=out)
     elif any(m.dtype != np.float32 for m in (a, b, out)) or (min(M, N) == 1 and K > 1):
         _by_blas(a, b, out)  # a product with a vector is no more than reading the matrix
     elif out.flags.c_contiguous:
