@@ -197,7 +197,9 @@ def test_scores_at_the_edges():
         (expected,), (found,) = on_both(lambda x: softmax_forward(x)[0], scores)
         np.testing.assert_allclose(found, expected, rtol=8 * EPS)
         assert np.isnan(found[2:]).all()
-        (expected,), (found,) = on_both(lambda x, t: softmax_cross_entropy_forward(x, t)[1].probabilities, scores, labels)
+        (expected,), (found,) = on_both(
+            lambda x, t: softmax_cross_entropy_forward(x, t)[1].probabilities, scores, labels
+        )
         np.testing.assert_allclose(found, expected, rtol=8 * EPS)
     # a class that is ruled out costs nothing, unless it is asked for
     (expected,), (found,) = on_both(lambda x, t: softmax_cross_entropy_forward(x, t)[0], scores[:2], labels[:2] * 0)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from minivgg.backends.array import to_cpu
+from minivgg.backends.array import kind_of, to_cpu
 from minivgg.ops.conv2d import ALGORITHMS, Algorithm, check_algorithm, naive
 from minivgg.testing.arrays import workspace_of
 from minivgg.testing.cases import GEOMETRIES, Case, Op, conv_case, spec_of
@@ -45,7 +45,7 @@ class ConvOp(Op):
     algorithm: Algorithm | None = None
 
     def runs(self, case: Case, device: str) -> bool:
-        return not self.algorithm.supports(spec_of(case), "cpu" if device == "cpu" else "gpu")
+        return not self.algorithm.supports(spec_of(case), kind_of(device))
 
     def eps(self, dtype) -> float:
         return max(super().eps(dtype), self.algorithm.eps if dtype == np.float32 else 0.0)
