@@ -51,9 +51,7 @@ def test_every_file_of_kernels_lists_its_variants(file):
 @pytest.mark.parametrize("file", FILES)
 def test_every_kernel_compiles_and_spills_nothing(file, arch):
     text, compiled = (PACKAGE / file).read_text(encoding="utf-8"), set()
-    special = (
-        arch.endswith("a") and "SM90" not in text
-    )  # as sm_90: one tells that it compiles
+    special = arch.endswith("a") and "SM90" not in text  # as sm_90: one tells that it compiles
     for defines in variants(file)[: 1 if special else None]:
         _, log = nvrtc.compile(source_of(file, defines), arch, file=file)
         taken = nvrtc.usage(log)
