@@ -10,7 +10,16 @@ from scipy.signal import convolve2d, correlate2d
 
 from minivgg.backends import workspace
 from minivgg.ops import conv2d
-from minivgg.ops.conv2d import ALGORITHMS, Algorithm, ConvSpec, conv2d_backward, conv2d_forward, im2col, naive
+from minivgg.ops.conv2d import (
+    ALGORITHMS,
+    Algorithm,
+    ConvSpec,
+    algorithms_on,
+    conv2d_backward,
+    conv2d_forward,
+    im2col,
+    naive,
+)
 from minivgg.testing import GEOMETRIES, check_conv, check_op
 from minivgg.testing.arrays import integers
 from minivgg.testing.cases import conv_case
@@ -117,7 +126,9 @@ def test_by_hand_with_stride_and_padding():
 # ---- Every rung ----
 
 
-EVERY_RUNG = [pytest.param(name, marks=pytest.mark.compiled if row.fuses else ()) for name, row in ALGORITHMS.items()]
+EVERY_RUNG = [
+    pytest.param(name, marks=pytest.mark.compiled if ALGORITHMS[name].fuses else ()) for name in algorithms_on("cpu")
+]
 
 
 @pytest.mark.parametrize("algorithm", EVERY_RUNG)
@@ -153,7 +164,7 @@ def test_any_geometry(algorithm, dtype, geometry):
         assert_rounded(result, in_float64(oracle, a, b, spec=spec), oracle, a, b, terms, spec)
 
 
-@pytest.mark.parametrize("algorithm", ALGORITHMS)
+@pytest.mark.parametrize("algorithm", algorithms_on("cpu"))
 def test_bias_is_added_to_every_pixel(algorithm, dtype, laid_out):
     x, w, _, _ = tensors(GEOMETRIES["VGG"], dtype)
     b = np.array([0, 1, -2, 3], dtype)
@@ -162,7 +173,7 @@ def test_bias_is_added_to_every_pixel(algorithm, dtype, laid_out):
     np.testing.assert_array_equal(with_bias, without + b[:, None, None])
 
 
-@pytest.mark.parametrize("algorithm", ALGORITHMS)
+@pytest.mark.parametrize("algorithm", algorithms_on("cpu"))
 def test_without_bias_or_dx_they_are_none(algorithm):
     x, w, dy, _ = tensors(GEOMETRIES["VGG"], "float64")
     _, cache = conv2d_forward(x, w, padding=1, algorithm=algorithm)
@@ -273,6 +284,26 @@ def test_float64_is_for_checking_gradients():
     _, _, _, spec = tensors(GEOMETRIES["VGG"], "float64")
     assert conv2d.plan(spec, dtype=np.float64).name == "im2col"
     assert conv2d.explain(spec, dtype=np.float64) == f"im2col: {im2col.ALGORITHM.reason}"
+
+
+def test_on_a_gpu_it_is_a_rule_that_nobody_has_measured():
+    for geometry in GEOMETRIES.values():
+        spec = ConvSpec.of(*geometry)
+        chosen = conv2d.plan(spec, device="gpu")
+        tried = conv2d.planning.ON_GPU[: conv2d.planning.ON_GPU.index(chosen.name)]
+        assert chosen.supports(spec, "gpu") is None
+        assert all(ALGORITHMS[name].supports(spec, "gpu") for name in tried)
+        told = conv2d.explain(spec, device="gpu")
+        assert told == f"{chosen.name}: {chosen.reason} (by a rule for GPUs; not measured yet)"
+    assert conv2d.plan(spec, device="gpu", dtype=np.float64).name == "im2col"
+
+
+def test_rungs_of_the_gpus_ladder_say_so_on_a_cpu():
+    on_gpu = {"coalesced", "tiled"}
+    assert set(ALGORITHMS) - set(algorithms_on("cpu")) == on_gpu <= set(algorithms_on("gpu"))
+    for name in on_gpu:
+        refuses(f'"{name}" cannot do ConvSpec(N=1, C=3, H=5', algorithm=name)
+        refuses("it is a rung of the GPU's ladder only", algorithm=name)
 
 
 def test_rows_are_named_by_their_keys():

@@ -159,7 +159,7 @@ def test_the_choice_of_a_tile():
     """Worked by hand, for 132 multiprocessors: the tiles of the busiest one, times their area, over their speed."""
 
     def chosen(rows, columns, terms=1 << 20, **parts):
-        tile, number = tiling.choose(rows, columns, terms, 4, 132, **parts)
+        tile, number = tiling.choose(rows, columns, terms, tiling.TILES[4], 132, **parts)
         return tile.BM, tile.BN, number
 
     # 1568 tiles of 128 × 128: 12 each; where 3136 of 128 × 64 are 24 of half the area, but slower

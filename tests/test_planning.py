@@ -118,8 +118,11 @@ def test_direct_by_hand():
 
 
 def test_direct_with_a_stride_multiplies_zeros():
-    spec = conv(H=28, W=28, stride=2)  # 14×14 outputs; the gradient of 28×28 inputs takes four times as many products
     flop, filters = 2 * 196 * 9216, 4 * 9216
+    spec = conv(H=28, W=14, stride=(2, 1))  # 14×14 outputs; the gradient of 28×14 inputs takes twice as many products
+    grad_input = 2 * flop / 230e9 + 8 * 392 * 32 / 15e9 + filters / 8e9
+    assert planning.estimate("direct", spec, "grad_input", 1) == pytest.approx(grad_input)
+    spec = conv(H=28, W=28, stride=2)  # and of 28×28, four times as many
     forward = flop / 230e9 + 8 * 196 * 32 / 15e9 + filters / 8e9
     assert planning.estimate("direct", spec, "forward", 1) == pytest.approx(forward)
     grad_input = 4 * flop / 230e9 + 8 * 784 * 32 / 15e9 + filters / 8e9
@@ -133,6 +136,8 @@ def test_direct_reads_large_filters_for_every_band():
         expected = flop / 230e9 / workers + 2 * image / 15e9 / workers + filters / 8e9
         expected += bands * filters / 60e9 / workers
         assert planning.estimate("direct", spec, "forward", workers) == pytest.approx(expected)
+    grad_weight = flop / 230e9 + (image + filters) / 15e9 + 3 * filters / 8e9  # which adds to them, and has no bands
+    assert planning.estimate("direct", spec, "grad_weight", 1) == pytest.approx(grad_weight)
 
 
 def test_implicit_gemm_by_hand():
@@ -150,8 +155,8 @@ def test_implicit_gemm_by_hand():
 
 
 def test_im2col_by_hand():
-    spec = conv(H=14, W=14, O=48)  # a matrix of 196 × 288, times 48 rows of filters, which take two blocks of 32
-    flop, columns, others = 2 * 196 * 288 * 48, 4 * 196 * 288, 4 * 196 * 48
+    spec = conv(N=2, H=14, W=14, O=48)  # a matrix of 392 × 288, times 48 rows of filters, which take two blocks of 32
+    flop, columns, others = 2 * 392 * 288 * 48, 4 * 392 * 288, 4 * 392 * 48
     forward = flop * 64 / 48 / 230e9 + (4 * columns + others) / 15e9 + 50e-6
     assert planning.estimate("im2col", spec, "forward", 1) == pytest.approx(forward)
     grad_input = flop / 230e9 + (4 * columns + others) / 15e9 + 50e-6  # 288 columns are nine whole blocks

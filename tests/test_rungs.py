@@ -15,19 +15,20 @@ FAST = "direct", "implicit_gemm", "winograd2", "winograd"
 
 # name → x (N, C, H, W), O, window, stride, padding
 CASES = {
-    "little of everything": ((2, 3, 5, 6), 2, (3, 3), (1, 1), (1, 1)),
+    "little of everything": ((2, 3, 5, 6), 5, (3, 3), (1, 1), (1, 1)),
     "a pixel": ((1, 1, 1, 1), 1, (3, 3), (1, 1), (1, 1)),
     "channels fill a vector": ((1, 16, 7, 5), 16, (3, 3), (1, 1), (0, 2)),
     "a channel more than a vector": ((1, 17, 6, 5), 17, (3, 3), (1, 1), (1, 0)),
     "two blocks of outputs": ((1, 2, 4, 5), 40, (3, 3), (1, 1), (1, 1)),
-    "two blocks of inputs": ((1, 34, 4, 5), 3, (3, 3), (1, 1), (1, 1)),
+    "two blocks of inputs": ((1, 34, 4, 5), 16, (3, 3), (1, 1), (1, 1)),
+    "whole tiles": ((1, 17, 6, 6), 48, (3, 3), (1, 1), (0, 0)),
     "whole blocks": ((1, 32, 4, 4), 32, (3, 3), (1, 1), (1, 1)),
     "many pixels": ((1, 2, 5, 35), 3, (3, 3), (1, 1), (1, 1)),
     "stride": ((2, 3, 8, 7), 5, (3, 3), (2, 1), (1, 1)),
     "many images, stride": ((9, 1, 9, 5), 2, (3, 3), (2, 3), (1, 1)),
-    "steps over pixels": ((1, 2, 9, 8), 34, (2, 2), (3, 3), (0, 0)),
-    "a wide window": ((1, 5, 6, 9), 3, (2, 5), (1, 2), (1, 2)),
-    "pointwise": ((2, 18, 3, 2), 4, (1, 1), (1, 1), (0, 0)),
+    "steps over pixels": ((1, 2, 9, 8), 34, (2, 2), (3, 3), (0, 1)),
+    "a wide window": ((1, 3, 6, 9), 3, (1, 5), (1, 2), (1, 2)),
+    "pointwise": ((2, 17, 3, 2), 4, (1, 1), (1, 1), (0, 0)),
 }
 
 
@@ -38,69 +39,7 @@ def drawn(case):
     return spec, *(rng.standard_normal(shape) for shape in (x_shape, spec.w_shape, spec.y_shape))
 
 
-def expected_gradients(x, w, dy, spec):
-    """dx by handing each output's share back to the pixels it looked at, and dw."""
-    seen = oracles.windows(x, (spec.KH, spec.KW), spec.stride, spec.padding)
-    dw = np.einsum("nohw,nchwij->ocij", dy, seen)
-    shares = np.einsum("nohw,ocij->nchwij", dy, w)
-    (top, left), (sh, sw) = spec.padding, spec.stride
-    padded = np.zeros((spec.N, spec.C, spec.H + 2 * top, spec.W + 2 * left))
-    for i, j in np.ndindex(spec.OH, spec.OW):
-        padded[:, :, i * sh : i * sh + spec.KH, j * sw : j * sw + spec.KW] += shares[:, :, i, j]
-    return padded[:, :, top : top + spec.H, left : left + spec.W], dw
-
-
-def compare(algorithm, case):
-    spec, x, w, dy = drawn(case)
-    b = np.linspace(-1, 1, spec.O)
-    y = oracles.conv2d(x, w, stride=spec.stride, padding=spec.padding)
-    dx, dw = expected_gradients(x, w, dy, spec)
-    near = {"rtol": 0, "atol": 1e-9}
-    np.testing.assert_allclose(algorithm.forward(x, w, spec), y, **near)
-    fused = np.maximum(y + b[:, None, None], 0)
-    np.testing.assert_allclose(algorithm.forward(x, w, spec, bias=b, relu=True), fused, **near)
-    prepared = algorithm.prepare(w).copy()
-    np.testing.assert_allclose(algorithm.forward(x, w, spec, bias=b, relu=True, prepared=prepared), fused, **near)
-    if algorithm.pools and min(spec.OH, spec.OW) > 1:
-        pooled = algorithm.forward(x, w, spec, bias=b, relu=True, pool=True)
-        np.testing.assert_allclose(pooled, oracles.maxpool2d(fused, 2), **near)
-    np.testing.assert_allclose(algorithm.grad_input(dy, w, spec), dx, **near)
-    np.testing.assert_allclose(algorithm.grad_input(dy, w, spec, mask=x), np.where(x > 0, dx, 0), **near)
-    np.testing.assert_allclose(algorithm.grad_weight(dy, x, spec), dw, **near)
-
-
-@pytest.mark.parametrize("name", FAST)
-@pytest.mark.parametrize("case", CASES)
-def test_every_path(name, case):
-    algorithm, (spec, *_) = ALGORITHMS[name], drawn(case)
-    if algorithm.supports(spec, "cpu"):
-        assert name.startswith("winograd") and (spec.KH, spec.KW, *spec.stride) != (3, 3, 1, 1)
-    else:
-        compare(algorithm, case)
-
-
-# ---- The same in other portions: nothing may depend on how large a cache is thought to be, or on who does what ----
-
-
-@pytest.fixture(params=[1, 2, 3, 7], ids="{} workers".format)
-def crumbs(request, monkeypatch):
-    """Caches of nothing, or nearly, so that portions are as small as they get, and so many workers to share them."""
-    for module in (direct, implicit_gemm, winograd):
-        monkeypatch.setattr(module, "threads", lambda: request.param)
-    monkeypatch.setattr(direct, "_L2", 3000 if request.param == 2 else 1)
-    monkeypatch.setattr(implicit_gemm, "_GATHERED", 1)
-    monkeypatch.setattr(packing, "_LAST_CACHE", 0)
-    monkeypatch.setattr(winograd, "_CHUNK", 1)
-    monkeypatch.setattr(winograd, "_GROUP", 4)
-
-
-@pytest.mark.parametrize("name", FAST)
-@pytest.mark.parametrize(
-    "case", ["little of everything", "two blocks of outputs", "stride", "many images, stride", "many pixels"]
-)
-def test_in_crumbs(name, case, crumbs):
-    if ALGORITHMS[name].supports(drawn(case)[0], "cpu") is None:
-        compare(ALGORITHMS[name], case)
+# ---- How the work is shared out: by hand ----
 
 
 @pytest.mark.parametrize(
@@ -151,16 +90,34 @@ def test_what_direct_asks_for(monkeypatch):
     assert asked["direct bands"] == (12 - 1 + 3 + 1, 8, 4)
 
 
-def test_whole_blocks_are_not_copied():
+def test_how_direct_shares_the_cache(monkeypatch):
+    seen = []
+    monkeypatch.setattr(direct, "_convolve", lambda *arguments: seen.append((arguments[7], *arguments[-2:])))
+    monkeypatch.setattr(direct, "threads", lambda: 3)
+    monkeypatch.setattr(direct, "streams", lambda y, at_once: True)
+    monkeypatch.setattr(direct, "_L1", 26000)
+    monkeypatch.setattr(direct, "_L2", 4000)
+    for O, together, streamed in ((64, 2, 1), (96, 2, 0)):
+        spec = ConvSpec.of((2, 4, 41, 7), (O, 4, 3, 2), (2, 1), (1, 1))
+        direct.forward(np.zeros(spec.x_shape), np.zeros(spec.w_shape), spec)
+        # 9 columns, 4 channels, and the stride's 2 rows are 576 bytes: three times in half of the cache, of 7 in a task
+        bands = (3, (3 - 1) * 2 + 3 + 1, 9, 4)
+        # 3 × 2 × 4 × 32 numbers are 6144 bytes: two blocks in half of the cache; past the caches if those are all
+        assert (seen[-1][0], seen[-1][1].shape, seen[-1][2]) == (streamed, bands, together)
+    monkeypatch.setattr(direct, "_L1", 6000)
+    direct.forward(np.zeros(spec.x_shape), np.zeros(spec.w_shape), spec)
+    assert seen[-1][2] == 1
+
+
+def test_direct_copies_no_whole_blocks():
     wide, narrow = (np.ones((1, 2, 2, O)) for O in (64, 33))
     assert direct.widened(wide) is wide
     assert direct.widened(narrow).shape == (1, 2, 2, 64)
 
 
-def test_rows_of_the_ladder():
+def test_rows_of_direct_and_the_others():
     for name in FAST:
         assert ALGORITHMS[name].fuses
-        assert ALGORITHMS[name].supports(drawn("little of everything")[0], "gpu") == "it runs on the CPU only, so far"
 
 
 @pytest.mark.parametrize(
@@ -169,6 +126,76 @@ def test_rows_of_the_ladder():
 def test_what_goes_past_the_caches(nbytes, O, streamed):
     """More than 16 MB, in whole blocks, and aligned."""
     memory = workspace.buffer("test", (nbytes + 64,), np.uint8)
-    y = memory[:nbytes].view(np.float32).reshape(-1, O)
+    y = memory[:nbytes].view(np.float32).reshape(1, -1, O)
     assert packing.streams(y, 32) is streamed
-    assert not packing.streams(memory[4 : nbytes + 4].view(np.float32).reshape(-1, O), 32)
+    assert not packing.streams(memory[4 : nbytes + 4].view(np.float32).reshape(1, -1, O), 32)
+
+
+# ---- Every path ----
+
+
+def expected_gradients(x, w, dy, spec):
+    """dx by handing each output's share back to the pixels it looked at, and dw."""
+    seen = oracles.windows(x, (spec.KH, spec.KW), spec.stride, spec.padding)
+    dw = np.einsum("nohw,nchwij->ocij", dy, seen)
+    shares = np.einsum("nohw,ocij->nchwij", dy, w)
+    (top, left), (sh, sw) = spec.padding, spec.stride
+    padded = np.zeros((spec.N, spec.C, spec.H + 2 * top, spec.W + 2 * left))
+    for i, j in np.ndindex(spec.OH, spec.OW):
+        padded[:, :, i * sh : i * sh + spec.KH, j * sw : j * sw + spec.KW] += shares[:, :, i, j]
+    return padded[:, :, top : top + spec.H, left : left + spec.W], dw
+
+
+def compare(algorithm, case):
+    spec, x, w, dy = drawn(case)
+    b = np.linspace(-1, 1, spec.O)
+    y = oracles.conv2d(x, w, stride=spec.stride, padding=spec.padding)
+    dx, dw = expected_gradients(x, w, dy, spec)
+    near = {"rtol": 0, "atol": 1e-9}
+    np.testing.assert_allclose(algorithm.forward(x, w, spec), y, **near)
+    fused = np.maximum(y + b[:, None, None], 0)
+    np.testing.assert_allclose(algorithm.forward(x, w, spec, bias=b, relu=True), fused, **near)
+    prepared = algorithm.prepare(w).copy()
+    np.testing.assert_allclose(algorithm.forward(x, w, spec, bias=b, relu=True, prepared=prepared), fused, **near)
+    if algorithm.pools and min(spec.OH, spec.OW) > 1:
+        pooled = algorithm.forward(x, w, spec, bias=b, relu=True, pool=True)
+        np.testing.assert_allclose(pooled, oracles.maxpool2d(fused, 2), **near)
+    np.testing.assert_allclose(algorithm.grad_input(dy, w, spec), dx, **near)
+    mask = np.where(abs(x) < 0.3, 0, x)  # as a ReLU leaves it, where it is zero
+    np.testing.assert_allclose(algorithm.grad_input(dy, w, spec, mask=mask), np.where(mask > 0, dx, 0), **near)
+    np.testing.assert_allclose(algorithm.grad_weight(dy, x, spec), dw, **near)
+
+
+@pytest.mark.parametrize("name", FAST)
+@pytest.mark.parametrize("case", CASES)
+def test_every_path(name, case):
+    algorithm, (spec, *_) = ALGORITHMS[name], drawn(case)
+    if algorithm.supports(spec, "cpu"):
+        assert name.startswith("winograd") and (spec.KH, spec.KW, *spec.stride) != (3, 3, 1, 1)
+    else:
+        compare(algorithm, case)
+
+
+# ---- The same in other portions: nothing may depend on how large a cache is thought to be, or on who does what ----
+
+
+@pytest.fixture(params=[1, 2, 3, 7], ids="{} workers".format)
+def crumbs(request, monkeypatch):
+    """Caches of nothing, or nearly, so that portions are as small as they get, and so many workers to share them."""
+    for module in (direct, implicit_gemm, winograd):
+        monkeypatch.setattr(module, "threads", lambda: request.param)
+    monkeypatch.setattr(direct, "_L2", 3000 if request.param <= 2 else 1)
+    monkeypatch.setattr(implicit_gemm, "_GATHERED", 1)
+    monkeypatch.setattr(packing, "_LAST_CACHE", 0)
+    monkeypatch.setattr(winograd, "_CHUNK", 1)
+    monkeypatch.setattr(winograd, "_GROUP", 4)
+
+
+@pytest.mark.parametrize("name", FAST)
+@pytest.mark.parametrize(
+    "case",
+    ["little of everything", "two blocks of outputs", "whole tiles", "stride", "many images, stride", "many pixels"],
+)
+def test_in_crumbs(name, case, crumbs):
+    if ALGORITHMS[name].supports(drawn(case)[0], "cpu") is None:
+        compare(ALGORITHMS[name], case)

@@ -57,12 +57,12 @@ def test_winograd_in_numpy(m):
     np.testing.assert_allclose(winograd.in_numpy(x, w, m), expected, atol=1e-12)
 
 
-@pytest.mark.parametrize("stride", [1, 2, 3])
+@pytest.mark.parametrize("stride", [(), (2,), (3,)], ids="stride {}".format)
 def test_direct_in_numpy(stride):
     rng = np.random.default_rng(0)
     x, w = rng.standard_normal((2, 3, 11, 13)), rng.standard_normal((4, 3, 5, 2))
-    expected = naive.forward(x, w, ConvSpec.of(x.shape, w.shape, stride))
-    np.testing.assert_allclose(direct.in_numpy(x, w, stride), expected, atol=1e-12)
+    expected = naive.forward(x, w, ConvSpec.of(x.shape, w.shape, *stride))
+    np.testing.assert_allclose(direct.in_numpy(x, w, *stride), expected, atol=1e-12)
 
 
 # every remainder of a tile, a vector and a block: few pixels, odd sizes, one image and several

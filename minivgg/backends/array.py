@@ -57,6 +57,11 @@ def on_gpu(x) -> bool:
     return device_of(x) != "cpu"
 
 
+def kind_of(device: str) -> str:
+    """ "cpu" or "gpu": whose kernels run on one of `DEVICES`."""
+    return "cpu" if device == "cpu" else "gpu"
+
+
 def xp_of(x):
     """The module, `numpy` or `cupy`, whose functions apply to `x`; for a simulated array, what looks like `numpy`."""
     device = device_of(x)

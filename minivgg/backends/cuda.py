@@ -3,8 +3,8 @@
     kernel("ops/relu.cu", "relu_forward", T=x.dtype).over(x.size, x, y)
 
 `T=float32` becomes `#define T float`: one source serves every dtype and tile size. In front of that stand
-`tensor_cores.h` of the simulator, and behind it `kernels.cuh`, this folder's few helpers. All of it is pasted, nothing
-included or said by options, because CuPy's disk cache knows a kernel by its text.
+`tensor_cores.h` of the simulator, and behind it `kernels.cuh`, this folder's few helpers. All of it is pasted, what a
+file includes as well, and nothing is said by options, because CuPy's disk cache knows a kernel by its text.
 
 Where the arrays are decides where it runs: see `backends.array`. Nothing is compiled before the first launch.
 
@@ -136,7 +136,9 @@ class Kernel:
         Both numbers go to the kernel as its last arguments. With `each`, a block goes through so many pixels.
         """
         down = THREADS // ACROSS if pixels > 8 * _BLOCKS else 2
-        self(-(-pixels // (each or down)) * -(-channels // ACROSS), (ACROSS, down), *args, pixels, channels)
+        grid = -(-pixels // (each or down)) * -(-channels // ACROSS)
+        if grid:
+            self(grid, (ACROSS, down), *args, pixels, channels)
 
     def _argument(self, value):
         if isinstance(value, np.generic):  # of which some are Python's numbers, too
@@ -165,7 +167,13 @@ class Kernel:
 
 @functools.cache
 def _pasted(path: Path) -> str:
-    return f'#line 1 "{path.name}"\n{path.read_text()}\n'
+    """The text of a file, with that of the files beside it that it includes in quotes."""
+    parts = re.split(r'^#include "(.+)"\n', path.read_text(), flags=re.MULTILINE)
+    text, line = "", 1
+    for part, included in itertools.zip_longest(parts[::2], parts[1::2]):
+        text += f'#line {line} "{path.name}"\n{part}\n' + (_pasted(path.parent / included) if included else "")
+        line += part.count("\n") + 1
+    return text
 
 
 def _sizes(sizes) -> tuple[int, ...]:

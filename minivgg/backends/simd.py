@@ -264,13 +264,14 @@ class _PlainPointer:
         return int(self.elements[at])
 
     def load(self, at):
+        assert 0 <= at <= len(self.elements) - LANES
         return self.elements[at : at + LANES].copy().view(_PlainVector)
 
     def broadcast(self, at):
         return np.full(LANES, self.elements[at]).view(_PlainVector)
 
     def store(self, at, vector):
-        assert at >= 0
+        assert 0 <= at <= len(self.elements) - LANES
         self.elements[at : at + LANES] = vector
 
     stream = store

@@ -14,7 +14,7 @@ from minivgg.bench.race import Worker, check
 from minivgg.bench.record import race, recorded, worker_for
 from minivgg.errors import BadInput
 from minivgg.models.vgg import CONFIGURATIONS
-from minivgg.ops.conv2d import ALGORITHMS, ConvSpec, check_algorithm, plan
+from minivgg.ops.conv2d import ALGORITHMS, ConvSpec, algorithms_on, check_algorithm, plan
 from minivgg.ops.conv2d.planning import PASSES
 
 DIRECTIONS = PASSES
@@ -72,10 +72,10 @@ def reference(spec: ConvSpec, direction: str) -> np.ndarray:
 
 
 def contestants(algorithms: tuple[str, ...] | None) -> dict[str, Callable]:
-    """Name → task. `algorithms` are keys of `ALGORITHMS`, or "auto"; None means all but the seven loops, which take
-    hundreds of times as long. Raises BadInput for a name that is not there."""
+    """Name → task. `algorithms` are keys of `ALGORITHMS`, or "auto"; None means all that a CPU has but the
+    seven loops, which take hundreds of times as long. Raises BadInput for a name that is not there."""
     if algorithms is None:
-        algorithms = ("auto", *(name for name in ALGORITHMS if name != "naive"))
+        algorithms = ("auto", *(name for name in algorithms_on("cpu") if name != "naive"))
     for name in algorithms:
         check_algorithm(name)
     tasks = {f"minivgg {name}": partial(ours, algorithm=name) for name in algorithms}

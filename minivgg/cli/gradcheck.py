@@ -126,7 +126,7 @@ def _subjects(arguments) -> Iterator[Subject]:
     """What the command line asks for. Raises BadInput if that does not exist."""
     from minivgg.backends.array import check_device
     from minivgg.errors import BadInput
-    from minivgg.ops.conv2d import ALGORITHMS, check_algorithm
+    from minivgg.ops.conv2d import algorithms_on, check_algorithm
 
     if arguments.model and arguments.all:
         raise BadInput("--all checks every network: leave out MODEL")
@@ -135,14 +135,15 @@ def _subjects(arguments) -> Iterator[Subject]:
     check_algorithm(arguments.algorithm or "auto")
     check_device(arguments.device)
     if not arguments.model:
-        every = list(ALGORITHMS) if arguments.all and not arguments.algorithm else [arguments.algorithm or "auto"]
-        yield from _ops(arguments, every)
+        everything = arguments.all and not arguments.algorithm
+        yield from _ops(arguments, algorithms_on(arguments.device) if everything else [arguments.algorithm or "auto"])
         yield from _layers(arguments)
     if arguments.model or arguments.all:
         yield from _models(arguments)
 
 
 def _ops(arguments, algorithms: list[str]) -> Iterator[Subject]:
+    from minivgg.backends.array import kind_of
     from minivgg.ops.conv2d import ALGORITHMS
     from minivgg.testing.cases import CASES, Case, spec_of
 
@@ -159,8 +160,7 @@ def _ops(arguments, algorithms: list[str]) -> Iterator[Subject]:
             supported = [
                 Case(*case.shapes, draw=case.draw, **case.options, algorithm=name)
                 for case in op.cases
-                if name == "auto"
-                or ALGORITHMS[name].supports(spec_of(case), "cpu" if arguments.device == "cpu" else "gpu") is None
+                if name == "auto" or ALGORITHMS[name].supports(spec_of(case), kind_of(arguments.device)) is None
             ]
             yield Subject(f"conv2d, {name}", list(checks(op, supported)))
 

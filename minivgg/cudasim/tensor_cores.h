@@ -122,3 +122,25 @@ __device__ __forceinline__ unsigned to_tf32(float x) {
     return y;
 #endif
 }
+
+// Two float32 → two float16 in a register, the first in its low half, rounded to nearest even; and back.
+__device__ __forceinline__ unsigned to_f16x2(float first, float second) {
+#ifdef CUDASIM
+    return static_cast<unsigned>(__half::rounded(second)) << 16 | __half::rounded(first);
+#else
+    unsigned both;
+    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(both) : "f"(second), "f"(first));
+    return both;
+#endif
+}
+
+__device__ __forceinline__ float2 from_f16x2(unsigned both) {
+#ifdef CUDASIM
+    return {cudasim::low_half(both), cudasim::high_half(both)};
+#else
+    float2 two;
+    asm("{ .reg .f16 first, second; mov.b32 {first, second}, %2; cvt.f32.f16 %0, first; cvt.f32.f16 %1, second; }"
+        : "=f"(two.x), "=f"(two.y) : "r"(both));
+    return two;
+#endif
+}

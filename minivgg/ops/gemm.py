@@ -23,8 +23,8 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 from threadpoolctl import ThreadpoolController
 
-from minivgg.backends import workspace
-from minivgg.backends.array import on_gpu, xp_of
+from minivgg.backends import cuda, workspace
+from minivgg.backends.array import empty_on, on_gpu, xp_of
 from minivgg.backends.jit import kernel, njit, prange, threads
 from minivgg.backends.microkernel import COLUMNS, ROWS, product
 from minivgg.backends.simd import LANES, traced, transpose
@@ -45,14 +45,14 @@ def gemm(a, b, out=None):
 
     Cost: 2·M·K·N FLOP. Each factor is read once if its other dimension fits a block (M ≤ 224 for b, N ≤ 512 for a).
     """
-    if on_gpu(a):
-        with np.errstate(all="ignore"):  # as below, where NumPy stands in for cuBLAS
-            return xp_of(a).matmul(a, b, out=out)  # cuBLAS
     (M, K), N = a.shape, b.shape[1]
     if out is None:
-        out = workspace.empty((M, N), a.dtype)
+        out = empty_on(a)((M, N), a.dtype)
     if 0 in (M, K, N):
         out[...] = 0
+    elif on_gpu(a):
+        with np.errstate(all="ignore"):  # where NumPy stands in for cuBLAS; see `_multiply`
+            xp_of(a).matmul(a, b, out=out)
     elif any(m.dtype != np.float32 for m in (a, b, out)) or (min(M, N) == 1 and K > 1):
         _by_blas(a, b, out)  # a product with a vector is no more than reading the matrix
     elif out.flags.c_contiguous:
@@ -62,7 +62,37 @@ def gemm(a, b, out=None):
     return out
 
 
-# ---- Our own ----
+VARIANTS = {  # on a GPU: the block of threads, and the part of the result (rows, columns) that it computes
+    "naive": ((32, 8), (32, 8)),
+    "coalesced": ((32, 8), (8, 32)),
+    "tiled": ((32, 32), (32, 32)),
+    "register_blocked": ((256,), (128, 128)),
+}
+
+
+def gemm_on_gpu(a, b, out=None, *, variant: str = "register_blocked"):
+    """a (M, K) · b (K, N) → (M, N) by a kernel of our own, one of `VARIANTS`: `gemm.cu` is a ladder to read, and race.
+
+    `gemm` is what to use. float32 or float64, on a GPU or its simulator; both factors may be transposed views. `out`
+    is in C order. Raises KeyError for an unknown variant, ValueError for shapes that do not go together.
+    """
+    (threads, (rows, columns)), xp = VARIANTS[variant], xp_of(a)
+    (M, K), N = a.shape, b.shape[1]
+    if len(b) != K or (out is not None and not (out.shape == (M, N) and out.flags.c_contiguous)):
+        raise ValueError(f"gemm_on_gpu: a {a.shape} · b {b.shape} makes ({M}, {N}), in C order, where a has b's rows")
+    if out is None:
+        out = xp.empty((M, N), a.dtype)
+    if 0 in (M, K, N):
+        out[...] = 0
+        return out
+    grid = -(-M // rows), -(-N // columns)
+    a, b = (m if m.T.flags.c_contiguous else xp.ascontiguousarray(m) for m in (a, b))
+    strides = [stride // a.itemsize for m in (a, b) for stride in m.strides]
+    cuda.kernel("ops/gemm.cu", variant, T=a.dtype)(grid, threads, a, b, out, M, N, K, *strides)
+    return out
+
+
+# ---- Our own, on the CPU ----
 
 
 @traced

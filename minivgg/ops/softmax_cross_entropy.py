@@ -84,7 +84,11 @@ def softmax_cross_entropy_backward(dloss, cache: CrossEntropyCache):
 def _kernel_on_gpu(name: str, scores):
     """The CUDA kernel `name`, and how it is launched with a block for each row: (kernel, grid, block)."""
     N, K = scores.shape
-    return kernel("ops/softmax_cross_entropy.cu", name, T=scores.dtype), N, min(THREADS, -(-K // 32) * 32)
+    return kernel("ops/softmax_cross_entropy.cu", name, T=scores.dtype), N, _threads(K)
+
+
+def _threads(count: int) -> int:
+    return min(THREADS, -(-count // 32) * 32)
 
 
 def _row_by_row_on_gpu(name: str, *arrays):
@@ -104,7 +108,7 @@ def _cross_entropy_on_gpu(scores, labels, label_smoothing: float):
     launch, *sizes = _kernel_on_gpu("cross_entropy", scores)
     launch(*sizes, scores, labels, probabilities, targets, losses, 1 - label_smoothing, label_smoothing / K, K)
     launch, *_ = _kernel_on_gpu("mean", scores)
-    launch(1, THREADS, losses, loss, N)
+    launch(1, _threads(N), losses, loss, N)
     return loss, CrossEntropyCache(probabilities, targets)
 
 

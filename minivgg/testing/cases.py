@@ -11,6 +11,7 @@ from functools import partial
 
 import numpy as np
 
+from minivgg.backends.array import kind_of
 from minivgg.gradcheck import Report, check
 from minivgg.layers import (
     AdaptiveAvgPool2d,
@@ -103,7 +104,11 @@ class Op:
 
     def runs(self, case: Case, device: str) -> bool:
         """Whether it can do this case on one of `backends.array.DEVICES`; what a GPU can, its simulator can, too."""
-        return {"sim": "gpu"}.get(device, device) in self.devices
+        return kind_of(device) in self.devices
+
+    def eps(self, dtype) -> float:
+        """The relative rounding of one operation of the op's in this dtype."""
+        return float(np.finfo(dtype).eps)
 
     def call(self, arrays: tuple, options: dict) -> tuple:
         """(y, a function dy → the gradients of the arrays, as a tuple)"""

@@ -78,7 +78,7 @@ class Trial:
     @cached_property
     def rounding(self) -> dict[str, float]:
         """How far rounding in this dtype may carry an element of each answer."""
-        eps, exact = np.finfo(self.dtype).eps, self.in_float64()
+        eps, exact = self.op.eps(self.dtype), self.in_float64()
         draws = [self.in_float64(eps, seed) for seed in range(4)]
         changes = {name: max(_largest(draw[name] - a) for draw in draws) for name, a in exact.items()}
         return {name: 4 * changes[name] + 8 * eps * _largest(a) for name, a in exact.items()}

@@ -31,7 +31,7 @@ extern "C" __global__ void square_sums(const T* g, double* sums, long long count
 }
 
 // g scaled so that what has the norm `*norm` has at most `largest`. The host need not know the norm, nor wait for it.
-extern "C" __global__ void clip(T* g, const double* norm, double largest, long long count) {
+extern "C" __global__ void clip(T* g, const double* norm, T largest, long long count) {
     const long long i = global_thread();
     if (i < count && *norm > largest) g[i] *= static_cast<T>(largest / *norm);
 }

@@ -121,5 +121,5 @@ def _clip_on_gpu(gradients: list, max_norm: float):
         cuda.kernel("training/optim.cu", "square_sums", T=g.dtype)(blocks, cuda.THREADS, g, parts, np.int64(g.size))
     norm = np.sqrt(sums.sum(keepdims=True)).reshape(1)
     for g in gradients:
-        cuda.kernel("training/optim.cu", "clip", T=g.dtype).over(g.size, g, norm, np.float64(max_norm))
+        cuda.kernel("training/optim.cu", "clip", T=g.dtype).over(g.size, g, norm, float(max_norm))
     return norm

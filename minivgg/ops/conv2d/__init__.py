@@ -12,11 +12,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from minivgg.backends.array import on_gpu
+from minivgg.backends.array import kind_of, on_gpu
 from minivgg.backends.jit import threads
 from minivgg.errors import BadInput
 from minivgg.ops.channels import add_per_channel, sum_per_channel
-from minivgg.ops.conv2d import direct, direct_on_gpu, im2col, implicit_gemm, naive, planning, winograd
+from minivgg.ops.conv2d import direct, direct_on_gpu, im2col, implicit_gemm, naive, planning, tensor_core, winograd
 from minivgg.ops.conv2d.spec import Algorithm, ConvSpec
 from minivgg.ops.maxpool import maxpool2d_forward
 from minivgg.ops.relu import relu_backward, relu_forward
@@ -44,14 +44,15 @@ ALGORITHMS: dict[str, Algorithm] = {
         direct.ALGORITHM,
         implicit_gemm.ALGORITHM,
         *winograd.ALGORITHMS,
+        *tensor_core.ALGORITHMS,
     )
 }
 
 
 def algorithms_on(device: str) -> list[str]:
-    """The keys of `ALGORITHMS` that do VGG's convolutions on "cpu" or "gpu": those that a table of it should list."""
+    """The keys of `ALGORITHMS` that do VGG's convolutions on a device: those that a table of it should list."""
     vgg = ConvSpec.of((1, 3, 32, 32), (64, 3, 3, 3), padding=1)
-    return [name for name, row in ALGORITHMS.items() if row.supports(vgg, device) is None]
+    return [name for name, row in ALGORITHMS.items() if row.supports(vgg, kind_of(device)) is None]
 
 
 class Conv2dCache(NamedTuple):

@@ -57,7 +57,8 @@ extern "C" __global__ void coalesced(const T* x, const T* w, T* y, VIEW, long lo
 // image (high, wide, CHUNK) = channels c0, … of x from (top, left) on: the block's tile with its halo, zeros elsewhere.
 // Each pixel's channels are one run, so a warp reads whole sectors; each of them is read once for the whole block.
 __device__ __forceinline__ void load_image(T* image, const T* x, int C, int H, int W, int dilation_h, int dilation_w,
-                                           int n, int top, int left, int high, int wide, int c0, int thread, int threads) {
+                                           int n, int top, int left, int high, int wide, int c0, int thread,
+                                           int threads) {
     for (int i = thread; i < high * wide * CHUNK; i += threads) {
         const int c = c0 + i % CHUNK, pixel = i / CHUNK;
         const int h = source(top + pixel / wide, dilation_h, H), v = source(left + pixel % wide, dilation_w, W);
@@ -78,9 +79,9 @@ __device__ __forceinline__ void load_filters(T* filters, const T* w, int C, int 
 
 // ---- Tiled: 4×4 pixels × 32 outputs a block, a thread for each ----
 //
-// A pixel of x is read from global memory once for the 32 outputs and for all windows of the tile that it is in; a filter
-// once for 16 pixels. Multiply-adds read shared memory: a pixel for all lanes, and 32 filters side by side, so no two
-// lanes want different words of one bank. But each product still takes two reads of shared memory.
+// A pixel of x is read from global memory once for the 32 outputs and for all windows of the tile that it is in; a
+// filter once for 16 pixels. Multiply-adds read shared memory: a pixel for all lanes, and 32 filters side by side, so
+// that no two lanes want different words of one bank. But each product still takes two reads of shared memory.
 
 constexpr int TILE = 4, LANES = 32;
 
@@ -97,15 +98,16 @@ extern "C" __global__ void tiled(const T* x, const T* w, T* y, VIEW, int taps) {
     Acc sum = 0;
     for (int c0 = 0; c0 < C; c0 += CHUNK) {
         __syncthreads();  // everybody is done with the chunk before
-        load_image(image, x, C, H, W, dilation_h, dilation_w, n, oh0 * stride_h - offset_h, ow0 * stride_w - offset_w, high,
-                   wide, c0, thread, threads);
+        load_image(image, x, C, H, W, dilation_h, dilation_w, n, oh0 * stride_h - offset_h, ow0 * stride_w - offset_w,
+                   high, wide, c0, thread, threads);
         for (int first = 0; first < KH * KW; first += taps) {
             if (first > 0) __syncthreads();
             load_filters<LANES>(filters, w, C, O, KH * KW, first, taps, c0, o0, thread, threads);
             __syncthreads();
             for (int tap = first; tap < min(first + taps, KH * KW); tap++) {
                 const int h = row * stride_h + tap / KW, v = column * stride_w + tap % KW;
-                const T *pixel = image + (h * wide + v) * CHUNK, *filter = filters + (tap - first) * CHUNK * LANES + lane;
+                const T* pixel = image + (h * wide + v) * CHUNK;
+                const T* filter = filters + (tap - first) * CHUNK * LANES + lane;
                 for (int c = 0; c < CHUNK; c++) sum += Acc(pixel[c]) * Acc(filter[c * LANES]);
             }
         }
@@ -117,8 +119,8 @@ extern "C" __global__ void tiled(const T* x, const T* w, T* y, VIEW, int taps) {
 // ---- Blocked: 16×8 pixels × 64 outputs a block, 8 pixels × 8 outputs a thread ----
 //
 // What a thread has read from shared memory it uses 8 times: 16 reads of 16 bytes for the 256 products of 4 channels
-// (float32), where the rung before takes 512 reads. Eight lanes that read at once want the same pixel, or filters side by
-// side: no conflicts. A result is finished in registers: bias, ReLU, or the mask of a ReLU before.
+// (float32), where the rung before takes 512 reads. Eight lanes that read at once want the same pixel, or filters side
+// by side: no conflicts. A result is finished in registers: bias, ReLU, or the mask of a ReLU before.
 
 constexpr int ROWS = 16, COLUMNS = 8, OUTPUTS = 64, THREADS = ROWS * 8, GROUPS = 8 / VECTOR;
 
@@ -135,8 +137,8 @@ blocked(const T* x, const T* w, T* y, const T* bias, T floor, const T* mask, int
     T sums[COLUMNS][8] = {};
     for (int c0 = 0; c0 < C; c0 += CHUNK) {
         __syncthreads();  // everybody is done with the chunk before
-        load_image(image, x, C, H, W, dilation_h, dilation_w, n, oh0 * stride_h - offset_h, ow0 * stride_w - offset_w, high,
-                   wide, c0, thread, THREADS);
+        load_image(image, x, C, H, W, dilation_h, dilation_w, n, oh0 * stride_h - offset_h, ow0 * stride_w - offset_w,
+                   high, wide, c0, thread, THREADS);
         for (int first = 0; first < KH * KW; first += taps) {
             if (first > 0) __syncthreads();
             load_filters<OUTPUTS>(filters, w, C, O, KH * KW, first, taps, c0, o0, thread, THREADS);
@@ -153,7 +155,8 @@ blocked(const T* x, const T* w, T* y, const T* bias, T floor, const T* mask, int
                     for (int k = 0; k < VECTOR; k++) {
 #pragma unroll
                         for (int q = 0; q < GROUPS; q++) {
-                            const Vector b = *reinterpret_cast<const Vector*>(filter + (c + k) * OUTPUTS + q * 8 * VECTOR);
+                            const T* from = filter + (c + k) * OUTPUTS + q * 8 * VECTOR;
+                            const Vector b = *reinterpret_cast<const Vector*>(from);
 #pragma unroll
                             for (int p = 0; p < COLUMNS; p++)
 #pragma unroll

@@ -1,7 +1,7 @@
 // im2col and its adjoint, col2im: a thread for each number that is written, neighbours on neighbouring channels.
 //
 // Arrays lie in memory as (N, H, W, C); the columns of a chunk as (rows, OW, KH, KW, C), where `first` is the chunk's
-// first row among all N·OH rows of outputs. Both kernels move data and compute nothing: what counts is that a warp reads
+// first row among all N·OH rows of outputs. Both kernels move data and hardly compute: what counts is that a warp reads
 // and writes whole sectors of 32 bytes, which it does where C is a multiple of 8 (float32), and all but does elsewhere.
 // variants: T=float|double
 
@@ -21,8 +21,8 @@ extern "C" __global__ void im2col(const T* x, T* columns, GEOMETRY, int first, l
     columns[i] = inside ? x[((static_cast<long long>(n) * H + h) * W + v) * C + c] : T(0);
 }
 
-// Adds to each number of the images `first / OH`, … what the columns of this chunk have of it: a gather, looking for the
-// columns that overlap the pixel, always in the same order. A scatter would need atomics, and a new result each time.
+// Adds to each number of the images `first / OH`, … what the columns of this chunk have of it: a gather, looking for
+// the columns that overlap the pixel, always in the same order. A scatter would need atomics, whose order is chance.
 extern "C" __global__ void col2im(const T* columns, T* dx, GEOMETRY, int first, int rows, long long count) {
     const long long i = global_thread();
     if (i >= count) return;

@@ -103,6 +103,8 @@ class Algorithm:
     prepare     prepare(w) makes of the filters what forward can take as `prepared`, for filters that no longer change
     growth      how much larger than the definition's products the numbers are that it adds up, in the mean square:
                 the conformance tests allow so much more rounding
+    eps         how far a product of two float32 may be off, relative to itself, if not by float32's own 2⁻²³: the
+                conformance tests allow for that, too
     """
 
     name: str
@@ -115,3 +117,4 @@ class Algorithm:
     pools: bool = False
     prepare: Callable | None = None
     growth: float = 1.0
+    eps: float = 2.0**-23

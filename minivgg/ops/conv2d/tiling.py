@@ -15,7 +15,6 @@ from minivgg.backends.array import device_of, nchw, nhwc, xp_of
 from minivgg.ops.conv2d.packing import round_up
 from minivgg.ops.conv2d.spec import ConvSpec
 
-FILE = "ops/conv2d/implicit_gemm.cu"
 _MULTIPROCESSORS = 132  # an H100's: what the simulator takes for granted
 _BEGIN_AND_END = 32  # terms of a sum that take as long as it takes to begin and to end a tile, by prediction
 _ADD_A_PART = 40  # multiply-adds of one multiprocessor in the time that it writes one number and reads it again, so too
@@ -59,7 +58,62 @@ TILES = {
     ),
     8: (Tile(64, 64, 4, 4, BLOCKS=2, speed=1.0), Tile(32, 32, 4, 4, BLOCKS=4, speed=0.8)),
 }  # by bytes of a number
+
+
+@dataclass(frozen=True)
+class Units:
+    """What multiplies: a file of kernels with its defines, how numbers lie in its panels, its tiles by bytes of one."""
+
+    file: str
+    tiles: dict[int, tuple[Tile, ...]]
+    defines: tuple[tuple[str, int], ...] = ()
+    pixel_pad: int | None = None  # numbers by which rows of panels are longer than they need be: None is 16 bytes
+    row_pad: int = 0
+    scaled: bool | None = None  # whether it scales by the arrays' largest numbers; None: it does not take these
+
+    def kernel(self, name: str, x, tile: Tile, vector: int) -> cuda.Kernel:
+        """A kernel for x's dtype, with a tile, and with `vector` numbers a copy."""
+        return cuda.kernel(self.file, name, T=x.dtype, VEC=vector, **tile.defines(), **dict(self.defines))
+
+    def variants(self) -> list[dict]:
+        """What its file is compiled with: every tile, with single numbers and with 16 bytes a copy."""
+        return [
+            {"T": np.dtype(f"f{itemsize}"), "VEC": vector, **tile.defines(), **dict(self.defines)}
+            for itemsize, tiles in self.tiles.items()
+            for tile in tiles
+            for vector in (1, 16 // itemsize)
+        ]
+
+    def bytes_to_convolve(self, tile: Tile, itemsize: int) -> int:
+        """Shared memory of a block of `convolve`: panels of pixels, of filters, and the pixels."""
+        pad = 16 // itemsize if self.pixel_pad is None else self.pixel_pad
+        panels = tile.BM * (tile.BK + pad) + tile.BK * (tile.BN + self.row_pad)
+        return tile.STAGES * panels * itemsize + tile.BM * _PIXEL
+
+    def bytes_to_grad_weight(self, tile: Tile, itemsize: int) -> int:
+        """The same of `grad_weight`, where rows of both panels are pixels."""
+        panels = tile.BK * (tile.BM + tile.BN + 2 * self.row_pad)
+        return tile.STAGES * panels * itemsize + 2 * tile.BK * _PIXEL
+
+    def largest_on_gpu(self, *arrays) -> tuple:
+        """What the kernels take as their last argument, if they do."""
+        if self.scaled is None:
+            return ()
+        most = xp_of(arrays[0]).zeros(len(arrays), np.uint32)
+        for i, a in enumerate(arrays if self.scaled else ()):
+            blocks = min(8 * multiprocessors(a), -(-a.size // cuda.THREADS))
+            launch = self.kernel("largest", a, self.tiles[a.itemsize][-1], 1)
+            launch(blocks, cuda.THREADS, a, most[i : i + 1], np.int64(a.size))
+        return (most,)
+
+
+FMA = Units("ops/conv2d/implicit_gemm.cu", TILES)
 RUNGS = ("tiled", "blocked", "pipelined")
+
+
+def variants() -> list[dict]:
+    """What implicit_gemm.cu is compiled with: as for any units, and for the rung `blocked`."""
+    return FMA.variants() + [choice | {"STAGES": 1} for choice in FMA.variants() if choice["VEC"] == 1]
 
 
 def multiprocessors(x) -> int:
@@ -77,7 +131,7 @@ def _multiprocessors(device: int) -> int:
 
 
 def choose(
-    rows: int, columns: int, terms: int, itemsize: int, processors: int, most_parts: int = 1
+    rows: int, columns: int, terms: int, tiles: tuple[Tile, ...], processors: int, most_parts: int = 1
 ) -> tuple[Tile, int]:
     """The tile, and into how many parts to cut the sums of `terms` terms, by which the busiest multiprocessor is done
     first: the number of its tiles, times the terms of a part and what it takes to begin and end one; and if there are
@@ -89,7 +143,7 @@ def choose(
         products = waves * tile.BM * tile.BN * (-(-terms // parts) + _BEGIN_AND_END) / tile.speed
         return products + (parts * rows * columns * _ADD_A_PART / processors if parts > 1 else 0)
 
-    return min(((tile, parts) for tile in TILES[itemsize] for parts in range(1, most_parts + 1)), key=time)
+    return min(((tile, parts) for tile in tiles for parts in range(1, most_parts + 1)), key=time)
 
 
 # ---- Launches ----
@@ -101,6 +155,7 @@ def filters_on_gpu(w):
 
 
 def forward_on_gpu(x, w, spec: ConvSpec, bias=None, relu=False, prepared=None, **how):
+    """y, by one launch: see `Algorithm` for the options; `how` goes to `_convolve_on_gpu`."""
     filters = filters_on_gpu(w) if prepared is None else prepared
     y = xp_of(x).empty((spec.N, spec.OH, spec.OW, spec.O), x.dtype)
     offset = (-spec.padding[0], -spec.padding[1])
@@ -128,57 +183,45 @@ def grad_input_on_gpu(dy, w, spec: ConvSpec, mask=None, **how):
     return nchw(dx)
 
 
-def _convolve_on_gpu(x, filters, y, pixels, walk, bias=None, relu=False, mask=None, rung="pipelined", tile=None):
+def _convolve_on_gpu(
+    x, filters, y, pixels, walk, bias=None, relu=False, mask=None, units=FMA, rung="pipelined", tile=None
+):
     """x (N, H, W, C) and filters (KH, KW, C, O) → y (N, OH, OW, O), as many `pixels` of it as `walk` says: see `WALK` of
     the kernels."""
     (N, H, W, C), (KH, KW, _, O), (_, OH, OW, _) = x.shape, filters.shape, y.shape
-    rows, run = N * pixels[0] * pixels[1], 16 // x.itemsize
-    tile = tile or choose(rows, O, KH * KW * C, x.itemsize, multiprocessors(x))[0]
+    rows = N * pixels[0] * pixels[1]
+    tile = tile or choose(rows, O, KH * KW * C, units.tiles[x.itemsize], multiprocessors(x))[0]
     tile = tile if rung == "pipelined" else replace(tile, STAGES=1)
     vector = vector_of(C, O, x, filters) if rung == "pipelined" else 1
     after = (filters if bias is None else bias, y if mask is None else mask)  # some array has to be there
     arguments = (x, filters, y, *after, bias is not None, bool(relu), mask is not None)
     sizes = (N, C, H, W, O, OH, OW, KH, KW, *pixels, *walk)
     if rung == "tiled":
-        launch, blocks, threads, shared = kernel("tiled", x, tile, vector), -(-rows // 16) * -(-O // 16), 256, 0
-    else:
-        launch, blocks, threads = kernel("convolve", x, tile, vector), tile.blocks(rows, O), tile.threads
-        shared = tile.STAGES * (tile.BM * (tile.BK + run) + tile.BK * tile.BN) * x.itemsize + tile.BM * _PIXEL
-    launch(blocks, threads, *arguments, *sizes, shared_mem=shared)
+        units.kernel("tiled", x, tile, 1)(-(-rows // 16) * -(-O // 16), 256, *arguments, *sizes)
+        return
+    launch, shared = units.kernel("convolve", x, tile, vector), units.bytes_to_convolve(tile, x.itemsize)
+    most = units.largest_on_gpu(x, filters)
+    launch(tile.blocks(rows, O), tile.threads, *arguments, *sizes, *most, shared_mem=shared)
 
 
-def grad_weight_on_gpu(dy, x, spec: ConvSpec, tile: Tile | None = None, parts: int | None = None):
+def grad_weight_on_gpu(dy, x, spec: ConvSpec, units: Units = FMA, tile: Tile | None = None, parts: int | None = None):
+    """dw, in parts over the pixels that are added up in their order, the same bits each time."""
     dy, x, xp = nhwc(dy), nhwc(x), xp_of(x)
     pixels, K = spec.N * spec.OH * spec.OW, spec.columns
     if tile is None or parts is None:
-        most = min(_MOST_PARTS, workspace.limit() // (spec.O * K * x.itemsize), -(-pixels // _FEWEST_PIXELS))
-        tile, parts = choose(spec.O, K, pixels, x.itemsize, multiprocessors(x), max(1, most))
+        most_parts = min(_MOST_PARTS, workspace.limit() // (spec.O * K * x.itemsize), -(-pixels // _FEWEST_PIXELS))
+        tile, parts = choose(spec.O, K, pixels, units.tiles[x.itemsize], multiprocessors(x), max(1, most_parts))
     part = round_up(-(-pixels // parts), tile.BK)
     parts = -(-pixels // part)
     dw = xp.empty((spec.O, spec.KH, spec.KW, spec.C), x.dtype)
     sums = dw if parts == 1 else xp.empty((parts, *dw.shape), x.dtype)
-    launch = kernel("grad_weight", x, tile, vector_of(spec.C, spec.O, x, dy))
-    shared = tile.STAGES * tile.BK * (tile.BM + tile.BN) * x.itemsize + 2 * tile.BK * _PIXEL
-    grid = (tile.blocks(spec.O, K), parts)
-    launch(grid, tile.threads, dy, x, sums, *spec.sizes, np.int64(part), shared_mem=shared)
+    launch = units.kernel("grad_weight", x, tile, vector_of(spec.C, spec.O, x, dy))
+    arguments = (dy, x, sums, *spec.sizes, np.int64(part), *units.largest_on_gpu(dy, x))
+    shared = units.bytes_to_grad_weight(tile, x.itemsize)
+    launch((tile.blocks(spec.O, K), parts), tile.threads, *arguments, shared_mem=shared)
     if parts > 1:
-        kernel("add_parts", x, tile, 1).over(dw.size, sums, dw, parts)
+        units.kernel("add_parts", x, tile, 1).over(dw.size, sums, dw, parts)
     return nchw(dw)
-
-
-def kernel(name: str, x, tile: Tile, vector: int) -> cuda.Kernel:
-    """A kernel of implicit_gemm.cu for x's dtype, with a tile, and with `vector` numbers a copy."""
-    return cuda.kernel(FILE, name, T=x.dtype, VEC=vector, **tile.defines())
-
-
-def variants() -> list[dict]:
-    """What implicit_gemm.cu is compiled with: every tile, with single numbers and with 16 bytes a copy."""
-    return [
-        {"T": dtype, "VEC": vector, **replace(tile, STAGES=stages).defines()}
-        for dtype in (np.float32, np.float64)
-        for tile in TILES[np.dtype(dtype).itemsize]
-        for stages, vector in ((1, 1), (2, 1), (2, 16 // np.dtype(dtype).itemsize))
-    ]
 
 
 def vector_of(C: int, O: int, *arrays) -> int:

@@ -1,19 +1,19 @@
-// Winograd on a GPU: y = Aᵀ [(G·g·Gᵀ) ⊙ (Bᵀ·d·B)] A, tile by tile (winograd.py says why, toom_cook.py derives the matrices).
+// Winograd on a GPU: y = Aᵀ [(G·g·Gᵀ) ⊙ (Bᵀ·d·B)] A, tile by tile. winograd.py says why; toom_cook.py has the matrices.
 //
-// A tile is TILE × TILE outputs and the SIDE × SIDE inputs that they look at; each of its PLANES transformed places is a
-// matrix product of its own, (tiles, C) · (C, O). There are two ways to go about it:
+// A tile is TILE × TILE outputs and the SIDE × SIDE inputs that they look at. Each of the PLANES places of a
+// transformed one is a matrix product of its own, (tiles, C) · (C, O). There are two ways to go about it:
 //
-//   phased   x → V, M = V · U by cuBLAS, M → y: three launches, and V and M cross global memory twice each,
-//            PLANES · (C + O) numbers a tile. Where C and O are large the products take longer than that.
-//   fused    (at the end of this file) one launch: V and M live in shared memory and registers, and never leave.
+//   phased   x → V, M = V · U by cuBLAS, M → y: three launches. V and M cross global memory twice each, 2 · PLANES ·
+//            (C + O) numbers a tile. Where C and O are large, the products take longer than that.
+//   fused    one launch (at the end of this file): V and M live in shared memory and registers, and never leave.
 //
 //   V (PLANES, tiles, C)    U (PLANES, C, O)    M (PLANES, tiles, O)    images channels last: (N, H, W, C)
 //
-// In the transforms a thread takes one channel of one tile, and neighbours take neighbouring channels: each of its loads
-// and stores is one of a warp's 32 side by side. A whole tile fits in registers, for all its loops are unrolled.
+// In the transforms a thread takes one channel of one tile, and its neighbours the neighbouring channels: so whatever a
+// warp loads or stores at once lies side by side. All loops over a tile are unrolled, and it stays in registers.
 //
-// INPUTS, FILTERS, … are written by `toom_cook.in_c` from the exact matrices: "y[0] = …; y[1] = …;", where d[j] is what
-// the matrix is multiplied by.
+// INPUTS, FILTERS, … are text that `toom_cook.in_c` writes from the exact matrices: "y[0] = …; y[1] = …;", in terms of
+// d[0], d[1], …, the numbers that the matrix is multiplied by.
 // variants: winograd_on_gpu.py
 
 constexpr int SIDE = TILE + 2, PLANES = SIDE * SIDE;
@@ -153,9 +153,9 @@ extern "C" __global__ void transform_outputs(
     store(results, y, N, H, W, C, at, i % C, bias, mask, biased, relu, masked, pooled);
 }
 
-// The tiles of dy (N, H, W, C) → D (PLANES, parts, C, tiles of a part): transposed, as the product Σ over tiles of D · V
-// wants it. A warp takes 32 tiles of one channel, so that it stores side by side; the 8 warps of a block take neighbouring
-// channels, so that the sectors that one of them reads an eighth of are in the first-level cache for the others.
+// The tiles of dy (N, H, W, C) → D (PLANES, parts, C, tiles of a part): transposed, as Σ over tiles of D · V wants it.
+// A warp takes 32 tiles of one channel, and so stores side by side. It reads 4 bytes of each sector of 32; the 8 warps
+// of a block take neighbouring channels, and find the rest of it in the first-level cache.
 extern "C" __global__ void transform_upstream(
     const T* dy, T* D, IMAGE, int rows, int columns, int first, int parts, int part_tiles) {
     const int t = blockIdx.x * 32 + threadIdx.x % 32, c = blockIdx.y * (blockDim.x / 32) + threadIdx.x / 32;
@@ -182,7 +182,9 @@ extern "C" __global__ void transform_gradient(const T* G, T* dw, int C, int part
     }
     sandwich<Gradient>(tile, results);
 #pragma unroll
-    for (int tap = 0; tap < 9; tap++) dw[(static_cast<long long>(i / C) * 9 + tap) * C + i % C] = results[tap / 3][tap % 3];
+    for (int tap = 0; tap < 9; tap++) {
+        dw[(static_cast<long long>(i / C) * 9 + tap) * C + i % C] = results[tap / 3][tap % 3];
+    }
 }
 
 // ---- Fused: tiles in, products and tiles out in one block ----
@@ -193,57 +195,57 @@ extern "C" __global__ void transform_gradient(const T* G, T* dw, int C, int part
 //     V  their transform             PLANES · STEP rows of BLOCK_TILES
 //     U  the filters of a step       PLANES · STEP rows of BLOCK_OUTPUTS; two of them, one on its way
 //
-// While a step's products are added up, the pixels and filters of the next are already coming. A warp has AT_ONCE planes
-// to itself, for each of which a thread keeps the sums of 8 tiles × 4 outputs in registers: 12 numbers read for 32
-// multiply-adds. In the end M, as large as all of the above, takes its place, for a tile's planes lie in many warps.
+// While a step's products are added up, the pixels and filters of the next are on their way already. A warp has AT_ONCE
+// planes to itself, and a thread in each the sums of 8 tiles × 4 outputs, in registers: 12 numbers read for 32
+// multiply-adds. In the end the sums, M, take the place of all of the above: a tile's planes lie in many warps.
 //
-// Per tile and step of F(4×4), all read from the second-level cache: STEP · PLANES pixels (a part of them seen by the
-// neighbouring tiles as well) and STEP · PLANES · BLOCK_OUTPUTS / BLOCK_TILES filters; nothing is written but y. The
-// transform is done again for each BLOCK_OUTPUTS outputs, a fifth of the arithmetic: why it is for few channels.
+// Traffic: the pixels are read for each block of outputs (by F(4×4) 2.25 times, with the rims that tiles share) and the
+// filters for each block of tiles, mostly from the second-level cache; y is written. What it costs is arithmetic: the
+// transform of a tile is done again for each block of outputs.
 //
 // U (PLANES, depth, width) is padded by zeros to whole steps and blocks of outputs.
 #ifdef FUSED
 constexpr int THREADS = PLANES / AT_ONCE * 32, PAIRS = BLOCK_TILES * STEP;  // pairs: of a tile and a channel
 constexpr int V_STRIDE = BLOCK_TILES + 4;  // 8 channels of 4 tiles, as a warp stores them, lie in 32 different banks
+constexpr int QUADS = BLOCK_OUTPUTS / 4;  // of a row of filters: 16 bytes, as much as is copied at once
 constexpr int X_SIZE = PLANES * PAIRS, V_SIZE = PLANES * STEP * V_STRIDE, U_SIZE = PLANES * STEP * BLOCK_OUTPUTS;
-static_assert(sizeof(T) == 4 && BLOCK_TILES == 32 && BLOCK_OUTPUTS == 32 && STEP == 8, "8 × 4 sums for each of 32 lanes");
-static_assert(PLANES % AT_ONCE == 0 && SHARED == sizeof(T) * (X_SIZE + V_SIZE + 2 * U_SIZE), "what is asked for");
+static_assert(sizeof(T) == 4 && BLOCK_TILES == 32 && BLOCK_OUTPUTS == 32 && STEP == 8, "8 × 4 sums for each lane");
+static_assert(PLANES % AT_ONCE == 0 && THREADS >= PAIRS, "each warp has planes, each pair a thread");
+static_assert(THREADS % (QUADS * STEP) == 0 && U_SIZE % (4 * THREADS) == 0, "a thread's filters are in one row");
+static_assert(SHARED == sizeof(T) * (X_SIZE + V_SIZE + 2 * U_SIZE), "what the launch asks for");
 static_assert(PLANES * BLOCK_TILES * BLOCK_OUTPUTS <= X_SIZE + V_SIZE + 2 * U_SIZE, "M takes their place");
 
-// The pixels of channels c … c + STEP of the block's tiles: pair i of them is X[place in the tile][i].
-__device__ __forceinline__ void fetch_pixels(const T* x, IMAGE, const Place* places, int c, T* X) {
-    for (int pair = threadIdx.x; pair < PAIRS; pair += THREADS) {
-        const Place at = places[pair / STEP];
-        const int channel = c + pair % STEP;
+// The pixels of this thread's pair, the first of which is at `from`, if their row and their column have their bit set.
+__device__ __forceinline__ void fetch_pixels(const T* from, unsigned inside, int W, int C, T* X) {
+    T* to = X + threadIdx.x;
+#pragma unroll 1  // the addresses of all rows at once would take registers that the sums need
+    for (int i = 0; i < SIDE; i++) {
 #pragma unroll
-        for (int p = 0; p < PLANES; p++) {
-            const Place pixel = {at.n, at.h + p / SIDE, at.w + p % SIDE};
-            T* to = X + p * PAIRS + pair;
-            if (channel < C && is_inside(pixel, N, H, W)) cp_async<4>(to, x + index(pixel, channel, H, W, C));
-            else *to = 0;
+        for (int j = 0; j < SIDE; j++) {
+            if (inside >> i & inside >> (SIDE + j) & 1) cp_async<4>(to + j * PAIRS, from + j * C);
         }
+        from += static_cast<long long>(W) * C, to += SIDE * PAIRS;
     }
 }
 
-// The filters of channels c … c + STEP for outputs o … o + BLOCK_OUTPUTS, 16 bytes a copy.
-__device__ __forceinline__ void fetch_filters(const T* filters, int depth, int width, int c, int o, T* U) {
-    for (int i = threadIdx.x; i < U_SIZE / 4; i += THREADS) {
-        const int row = i / (BLOCK_OUTPUTS / 4), column = i % (BLOCK_OUTPUTS / 4) * 4;
-        const long long from = static_cast<long long>(row / STEP) * depth + c + row % STEP;
-        cp_async<16>(U + row * BLOCK_OUTPUTS + column, filters + from * width + o + column);
+// This thread's 16 bytes of the filters in a plane, and in each that is `planes_apart` further.
+__device__ __forceinline__ void fetch_filters(const T* from, long long planes_apart, T* U) {
+#pragma unroll 1  // as above
+    for (int i = threadIdx.x * 4; i < U_SIZE; i += THREADS * 4) {
+        cp_async<16>(U + i, from);
+        from += planes_apart;
     }
 }
 
 // What this thread has fetched itself → V.
 __device__ __forceinline__ void transform_pixels(const T* X, T* V) {
-    for (int pair = threadIdx.x; pair < PAIRS; pair += THREADS) {
-        T tile[SIDE][SIDE], v[SIDE][SIDE];
+    const int pair = threadIdx.x;
+    T tile[SIDE][SIDE], v[SIDE][SIDE];
 #pragma unroll
-        for (int p = 0; p < PLANES; p++) tile[p / SIDE][p % SIDE] = X[p * PAIRS + pair];
-        sandwich<Inputs>(tile, v);
+    for (int p = 0; p < PLANES; p++) tile[p / SIDE][p % SIDE] = X[p * PAIRS + pair];
+    sandwich<Inputs>(tile, v);
 #pragma unroll
-        for (int p = 0; p < PLANES; p++) V[(p * STEP + pair % STEP) * V_STRIDE + pair / STEP] = v[p / SIDE][p % SIDE];
-    }
+    for (int p = 0; p < PLANES; p++) V[(p * STEP + pair % STEP) * V_STRIDE + pair / STEP] = v[p / SIDE][p % SIDE];
 }
 
 __device__ __forceinline__ void read4(const T* from, T* to) {
@@ -274,9 +276,9 @@ __device__ __forceinline__ void multiply(const T* V, const T* U, int plane, int 
 
 // x (N, H, W, C) → y (N, OH, OW, O), by blocks: neighbouring ones share their tiles and take other outputs.
 extern "C" __global__ void __launch_bounds__(THREADS) convolve(
-    const T* x, const T* filters, T* y, IMAGE, int O, int OH, int OW, int rows, int columns, int up, int left, EPILOGUE) {
+    const T* x, const T* filters, T* y, IMAGE, int OH, int OW, int O, int rows, int columns, int up, int left,
+    EPILOGUE) {
     extern __shared__ __align__(16) T memory[];
-    __shared__ Place places[BLOCK_TILES];
     T *const X = memory, *const V = X + X_SIZE, *const U = V + V_SIZE, *const M = memory;
     const int depth = (C + STEP - 1) / STEP * STEP, blocks = (O + BLOCK_OUTPUTS - 1) / BLOCK_OUTPUTS;
     const int width = blocks * BLOCK_OUTPUTS;
@@ -284,23 +286,39 @@ extern "C" __global__ void __launch_bounds__(THREADS) convolve(
     // this thread's part of the products: its warp's planes, and of the lanes, 4 × 8 of them, tiles and outputs
     const int plane = threadIdx.x / 32 * AT_ONCE, tile = threadIdx.x % 32 / 8 * 4, output = threadIdx.x % 8 * 4;
 
-    if (threadIdx.x < BLOCK_TILES) {
-        const Place at = place(first + threadIdx.x, rows, columns);
-        places[threadIdx.x] = {at.n, at.h - up, at.w - left};
+    // and of the transforms, if there is one for it: a channel of each step of one tile
+    const bool transforms = threadIdx.x < PAIRS;
+    const int channel = threadIdx.x % STEP;
+    Place at = place(first + threadIdx.x / STEP, rows, columns);
+    at.h -= up, at.w -= left;
+    const T* pixels = x + index(at, channel, H, W, C);
+    unsigned inside = 0;  // bits of rows, and of columns from SIDE on
+    for (int i = 0; i < SIDE; i++) {
+        if (is_inside({at.n, at.h + i, 0}, N, H, W)) inside |= 1u << i;
+        if (is_inside({at.n, 0, at.w + i}, N, H, W)) inside |= 1u << (SIDE + i);
     }
+    // what lies outside stays 0, and what is past C meets filters of 0
+    for (int i = threadIdx.x; i < X_SIZE; i += THREADS) X[i] = 0;
     __syncthreads();
-    fetch_pixels(x, N, H, W, C, places, 0, X);
-    fetch_filters(filters, depth, width, 0, o, U);
-    cp_async_commit();
 
+    // and of the filters: four of one row of a plane, and of the same row some planes further, until there are no more
+    const int row = threadIdx.x / QUADS;
+    const long long plane_size = static_cast<long long>(depth) * width;
+    filters += row / STEP * plane_size + row % STEP * width + o + threadIdx.x % QUADS * 4;
+    const long long planes_apart = THREADS / QUADS / STEP * plane_size;
+
+    if (transforms && channel < C) fetch_pixels(pixels, inside, W, C, X);
+    fetch_filters(filters, planes_apart, U);
+    cp_async_commit();
     T sums[AT_ONCE][8][4] = {};
-    for (int c = 0, turn = 0; c < depth; c += STEP, turn ^= 1) {
+    for (int c = 0; c < depth; c += STEP) {
+        const int turn = c / STEP % 2;
         cp_async_wait<0>();
-        transform_pixels(X, V);
+        if (transforms) transform_pixels(X, V);
         __syncthreads();  // V is whole, and so are the filters
         if (c + STEP < depth) {
-            fetch_pixels(x, N, H, W, C, places, c + STEP, X);
-            fetch_filters(filters, depth, width, c + STEP, o, U + (turn ^ 1) * U_SIZE);
+            if (transforms && c + STEP + channel < C) fetch_pixels(pixels + c + STEP, inside, W, C, X);
+            fetch_filters(filters + static_cast<long long>(c + STEP) * width, planes_apart, U + (1 - turn) * U_SIZE);
             cp_async_commit();
         }
         multiply(V, U + turn * U_SIZE, plane, tile, output, sums);
@@ -318,14 +336,13 @@ extern "C" __global__ void __launch_bounds__(THREADS) convolve(
     }
     __syncthreads();
     for (int i = threadIdx.x; i < BLOCK_TILES * BLOCK_OUTPUTS; i += THREADS) {
-        const int channel = o + i % BLOCK_OUTPUTS;
-        Place at = places[i / BLOCK_OUTPUTS];
-        at.h += up, at.w += left;
+        const int result = o + i % BLOCK_OUTPUTS;
         T products[SIDE][SIDE], results[TILE][TILE];
 #pragma unroll
         for (int p = 0; p < PLANES; p++) products[p / SIDE][p % SIDE] = M[p * BLOCK_TILES * BLOCK_OUTPUTS + i];
         sandwich<Outputs>(products, results);
-        if (channel < O) store(results, y, N, OH, OW, O, at, channel, bias, mask, biased, relu, masked, pooled);
+        const Place to = place(first + i / BLOCK_OUTPUTS, rows, columns);
+        if (result < O) store(results, y, N, OH, OW, O, to, result, bias, mask, biased, relu, masked, pooled);
     }
 }
 #endif

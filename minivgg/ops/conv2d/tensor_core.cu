@@ -1,0 +1,161 @@
+// Implicit GEMM on tensor cores: the tiles of implicit_gemm.cu, multiplied 16 × 8 results at a time by a whole warp.
+//
+// A tensor core's factors are short: TF32 keeps 10 bits of fraction of a float32, float16 keeps 10 of a narrower range.
+// Sums are kept in float32 all the same. HALVES chooses between
+//
+//   0   a · b in TF32: one product, each factor off by up to 2⁻¹¹ of itself.
+//   1   three products of float16. A factor is a = high + low/2¹¹, two numbers of 11 bits; then a · b =
+//       high·high′ + (high·low′ + low·high′)/2¹¹, up to low·low′/2²², which is left out. Each factor is off by 2⁻²², and
+//       what is left out is 2⁻²² of the product at most: 3·2⁻²² in all, three quarters of a millionth, and far less on
+//       average. The low half is scaled by 2¹¹ so that it has the range of the high one. What it adds up to has a sum of
+//       its own. A power of two for each array makes its largest number 2¹⁴ to 2¹⁵: nothing overflows, and what is below
+//       2⁻²⁸ of the largest, where the high half runs out of digits, still loses no more than 2⁻⁵⁰ of the largest.
+//
+// Source: PTX ISA, "Warp-level matrix instructions"; Markidis et al., NVIDIA Tensor Core Programmability, Performance &
+// Precision (2018), §V; Ootomo & Yokota, Recovering single precision accuracy from Tensor Cores while surpassing the FP32
+// theoretical peak performance (2022), §4, whose 2¹¹ it is.
+// variants: tensor_core.py
+
+#include "tiles.cuh"
+
+constexpr int WARP_ROWS = 8 * TM, WARPS_DOWN = BM / WARP_ROWS;  // a warp makes 8·TM × 4·TN results,
+constexpr int DOWN = WARP_ROWS / 16, ACROSS = 4 * TN / 8;       // which is so many of a tensor core's
+constexpr int DEEP = HALVES ? 16 : 8;                           // terms of a sum that these take at once
+
+// The largest absolute value, as the bits of a float32, whose order is that of the numbers; `most` holds 0 at first.
+// The maximum does not depend on who comes first.
+extern "C" __global__ void largest(const T* x, unsigned* most, long long count) {
+    unsigned mine = 0;
+    for (long long i = global_thread(); i < count; i += static_cast<long long>(gridDim.x) * blockDim.x) {
+        mine = max(mine, __float_as_uint(x[i]) & 0x7fffffffu);
+    }
+    for (int distance = 16; distance > 0; distance /= 2) {
+        mine = max(mine, __shfl_xor_sync(0xffffffffu, mine, distance));
+    }
+    if (threadIdx.x % 32 == 0) atomicMax(most, mine);
+}
+
+// The power of two that brings a largest value into 2¹⁴ … 2¹⁵, and its inverse; 1 where there are infinities anyway.
+__device__ __forceinline__ int exponent_of(unsigned most) { return max(static_cast<int>(most >> 23), 15); }
+__device__ __forceinline__ float scale_of(unsigned most) {
+    return exponent_of(most) == 255 ? 1.f : __uint_as_float((268u - exponent_of(most)) << 23);
+}
+__device__ __forceinline__ float inverse_of(unsigned most) {
+    return exponent_of(most) == 255 ? 1.f : __uint_as_float((exponent_of(most) - 14u) << 23);
+}
+
+// Neighbouring terms of a sum, k and k + 1 of a row or a column, are read together. TF32's instruction would have them 4
+// apart; but terms may be numbered as one likes, as long as both factors agree.
+struct Pair { float x, y; };
+
+// One lane's part of a left factor of 16 rows (four registers), or of a right one of 8 columns (two).
+template <int registers>
+struct Factor {
+    static constexpr int PAIRS = HALVES ? registers : registers / 2;
+    unsigned high[registers], low[registers];
+
+    __device__ __forceinline__ void set(int i, Pair p, float scale) {
+#if HALVES
+        const float x = p.x * scale, y = p.y * scale;
+        high[i] = to_f16x2(x, y);
+        const float2 rounded = from_f16x2(high[i]);
+        low[i] = to_f16x2((x - rounded.x) * 2048, (y - rounded.y) * 2048);
+#else
+        high[i] = to_tf32(p.x), high[i + registers / 2] = to_tf32(p.y);
+#endif
+    }
+};
+
+__device__ __forceinline__ void multiply(float (&sums)[4], float (&small)[4], const Factor<4>& a, const Factor<2>& b) {
+#if HALVES
+    mma_f16(sums, a.high, b.high);
+    mma_f16(small, a.high, b.low);
+    mma_f16(small, a.low, b.high);
+#else
+    mma_tf32(sums, a.high, b.high);
+#endif
+}
+
+// A warp's 8·TM × 4·TN sums, TM·TN of them in this lane's registers; and a second time those of the small products.
+struct Products {
+    static constexpr int PIXEL_PITCH = BK + 8;  // 4 rows of pairs, or
+    static constexpr int PITCH_OF_BM = BM + 4, PITCH_OF_BN = BN + 4;  // 4 pairs of rows: each 8 banks from the next
+    static constexpr int APART = 2;
+
+    const unsigned left_most, right_most;  // the largest of each factor
+    float sums[DOWN][ACROSS][4] = {}, small[HALVES ? DOWN : 1][HALVES ? ACROSS : 1][4] = {};
+    const int group = threadIdx.x % 32 / 4, member = threadIdx.x % 4;
+    const int row = threadIdx.x / 32 % WARPS_DOWN * WARP_ROWS + group;
+    const int column = threadIdx.x / 32 / WARPS_DOWN * 4 * TN;
+
+    template <class Left, class Right>
+    __device__ __forceinline__ void add(Left left, Right right) {
+        const float left_scale = scale_of(left_most), right_scale = scale_of(right_most);
+#pragma unroll
+        for (int k = 2 * member; k < BK; k += DEEP) {
+            Factor<4> a[DOWN];
+            Factor<2> b;
+#pragma unroll
+            for (int i = 0; i < DOWN; i++) {
+#pragma unroll
+                for (int p = 0; p < a[i].PAIRS; p++) a[i].set(p, left(row + 16 * i + p % 2 * 8, k + p / 2 * 8), left_scale);
+            }
+#pragma unroll
+            for (int j = 0; j < ACROSS; j++) {
+#pragma unroll
+                for (int p = 0; p < b.PAIRS; p++) b.set(p, right(column + 8 * j + group, k + p * 8), right_scale);
+#pragma unroll
+                for (int i = 0; i < DOWN; i++) multiply(sums[i][j], small[HALVES ? i : 0][HALVES ? j : 0], a[i], b);
+            }
+        }
+    }
+
+    __device__ __forceinline__ void multiply_pixels(const T (&panel)[BM][PIXEL_PITCH], const T (&filters)[BK][PITCH_OF_BN]) {
+        add([&](int i, int k) { return *reinterpret_cast<const Pair*>(&panel[i][k]); },
+            [&](int j, int k) { return Pair{filters[k][j], filters[k + 1][j]}; });
+    }
+
+    __device__ __forceinline__ void multiply_windows(const T (&panel)[BK][PITCH_OF_BM], const T (&windows)[BK][PITCH_OF_BN]) {
+        add([&](int i, int k) { return Pair{panel[k][i], panel[k + 1][i]}; },
+            [&](int j, int k) { return Pair{windows[k][j], windows[k + 1][j]}; });
+    }
+
+    template <class Take>
+    __device__ __forceinline__ void each_pixel(Take take) {
+#pragma unroll
+        for (int i = 0; i < DOWN; i++) {
+#pragma unroll
+            for (int j = 0; j < ACROSS; j++) {
+#pragma unroll
+                for (int half = 0; half < 2; half++) {  // 8 rows further down
+                    Acc two[2];
+#pragma unroll
+                    for (int e = 0; e < 2; e++) {
+                        two[e] = sums[i][j][2 * half + e];
+#if HALVES
+                        two[e] = (two[e] + small[i][j][2 * half + e] / 2048) * inverse_of(left_most) * inverse_of(right_most);
+#endif
+                    }
+                    take(row + 16 * i + 8 * half, column + 8 * j + 2 * member, two);
+                }
+            }
+        }
+    }
+
+    template <class Take>
+    __device__ __forceinline__ void each_filter(Take take) { each_pixel(take); }
+};
+
+// `most` has the largest numbers of the two arrays, in their order; it is not read for TF32.
+__device__ __forceinline__ Products products_of(const unsigned* most) { return {HALVES ? most[0] : 0, HALVES ? most[1] : 0}; }
+
+extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
+convolve(const T* x, const T* filters, T* y, const T* bias, const T* mask, int biased, int relu, int masked, WALK,
+         const unsigned* most) {
+    convolve_tile(x, filters, y, bias, mask, biased, relu, masked, THE_WALK, products_of(most));
+}
+
+extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
+grad_weight(const T* dy, const T* x, T* dw, GEOMETRY, long long part, const unsigned* most) {
+    grad_weight_tile(dy, x, dw, THE_GEOMETRY, part, products_of(most));
+}

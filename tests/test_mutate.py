@@ -1,0 +1,56 @@
+"""What `mutate.py` changes, and that it tells what it does not."""
+
+import datetime
+import tomllib
+
+import mutate
+import pytest
+
+
+@pytest.fixture
+def changes(tmp_path, monkeypatch):
+    """A function from source to (function, change) of all its mutants."""
+    monkeypatch.setattr(mutate, "OPS", tmp_path)
+
+    def found(source):
+        (tmp_path / "op.py").write_text(source)
+        return [(mutant.function, mutant.change) for mutant in mutate.mutants("op")]
+
+    return found
+
+
+def test_one_change_at_a_time(changes):
+    source = "def f(x, y=2):\n    '''x − 1'''\n    def g():\n        return x < y\n    return g() + 3"
+    assert changes(source) == [
+        ("f", "2  →  3"),
+        ("f.g", "x < y  →  x <= y"),
+        ("f", "g() + 3  →  g() - 3"),
+        ("f", "g() + 3  →  g() + 4"),
+    ]
+
+
+def test_messages_and_what_launches_kernels_stay_as_they_are(changes):
+    assert changes("def f(x: 1 + 2):\n    raise ValueError(f'{x + 1}')\ndef _relu_on_gpu(x):\n    return x + 1") == []
+
+
+def test_scores_are_recorded_beside_those_of_other_files(tmp_path, monkeypatch):
+    page = tmp_path / "survivors.toml"
+    page.write_text("# why\n\n[scores]\n\n[[survivor]]\nfile = 'relu'\n")
+    monkeypatch.setattr(mutate, "EXPLAINED", page)
+    first, second = datetime.date(2026, 1, 2), datetime.date(2026, 3, 4)
+    mutate.record({"relu": {"mutants": 8, "noticed": 4, "late": 1, "date": first}})
+    mutate.record({"flatten": {"mutants": 2, "noticed": 2, "late": 0, "date": second}})
+    table = tomllib.loads(page.read_text())
+    assert table["survivor"] == [{"file": "relu"}]
+    assert list(table["scores"]) == ["flatten", "relu", "all"]
+    assert table["scores"]["all"] == {"mutants": 10, "noticed": 6, "late": 1, "score": 0.6, "date": first}
+
+
+def test_every_file_of_ops_has_tests():
+    files = {path.relative_to(mutate.OPS).with_suffix("").as_posix() for path in mutate.OPS.rglob("*.py")}
+    assert files - {"__init__"} == set(mutate.TESTS)
+
+
+def test_every_explanation_is_of_a_mutant():
+    known = {(m.file, m.function, m.change) for file in mutate.TESTS for m in mutate.mutants(file)}
+    assert mutate.explanations().keys() - known == set()
