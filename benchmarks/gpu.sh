@@ -2,7 +2,8 @@
 # All that needs a GPU, in parts of less than nine minutes each: tests, compute-sanitizer, and the races.
 #
 #     bash benchmarks/gpu.sh            every part, one after the other
-#     bash benchmarks/gpu.sh PART …     tests, sanitizer, baseline, conv-1, conv-32, conv-64, vgg
+#     bash benchmarks/gpu.sh PART …     tests, sanitizer-TOOL (memcheck, racecheck, synccheck, initcheck), baseline,
+#                                       conv-BATCH-PRECISION (1, 32, 64; fp32, tf32, fp16), vgg
 #
 # Needs an NVIDIA GPU, CuPy and pytest; cuDNN and PyTorch to race against; compute-sanitizer of the CUDA toolkit. What is
 # missing is said and skipped; a part that fails or takes longer is said, and the next one starts. Results are in
@@ -10,6 +11,7 @@
 set -uo pipefail
 cd "$(dirname "$0")/.."
 export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}"
+PYTHON=${PYTHON:-python3}
 status=0
 
 part() { # NAME COMMAND …
@@ -24,29 +26,33 @@ part() { # NAME COMMAND …
 }
 
 run() {
+    local rest=${1#*-}
     case $1 in
-        tests) part tests python3 -m pytest tests -q -k gpu -m 'not slow' ;;
-        sanitizer)
+        tests)
+            local together=()
+            "$PYTHON" -c 'import xdist' 2> /dev/null && together=(-n 4)
+            # shellcheck disable=SC2046
+            part tests "$PYTHON" -m pytest -q "${together[@]}" $(grep -lE 'check_(op|conv|layer)\(|CuPy' tests/test_*.py)
+            ;;
+        sanitizer-*)
             if ! command -v compute-sanitizer > /dev/null; then
-                echo "sanitizer skipped: there is no compute-sanitizer (it comes with the CUDA toolkit)"
+                echo "$1 skipped: there is no compute-sanitizer (it comes with the CUDA toolkit)"
                 return
             fi
-            local tool
-            for tool in memcheck racecheck synccheck initcheck; do
-                part "sanitizer, $tool" compute-sanitizer --tool "$tool" --error-exitcode 1 \
-                    python3 -m pytest tests -q -x -k 'gpu and not bench' -m 'not slow'
-            done
+            part "$1" compute-sanitizer --tool "$rest" --error-exitcode 1 "$PYTHON" benchmarks/gpu_kernels.py
             ;;
-        baseline) part baseline python3 benchmarks/conv_gpu.py --baseline --batches 32 ;;
-        conv-*) part "$1" python3 benchmarks/conv_gpu.py --batches "${1#conv-}" ;;
-        vgg) part vgg python3 benchmarks/vgg_gpu.py ;;
+        baseline) part baseline "$PYTHON" benchmarks/conv_gpu.py --baseline --batches 32 ;;
+        conv-*-*) part "$1" "$PYTHON" benchmarks/conv_gpu.py --batches "${rest%-*}" --precisions "${rest#*-}" ;;
+        vgg) part vgg "$PYTHON" benchmarks/vgg_gpu.py ;;
         *)
-            echo "no part \"$1\"; there are tests, sanitizer, baseline, conv-1, conv-32, conv-64, vgg" >&2
+            echo "no part \"$1\"; the head of this file lists them" >&2
             exit 2
             ;;
     esac
 }
 
-(($#)) || set -- tests sanitizer baseline conv-1 conv-32 conv-64 vgg
+if (($# == 0)); then
+    set -- tests sanitizer-{memcheck,racecheck,synccheck,initcheck} baseline conv-{32,64,1}-{fp32,tf32,fp16} vgg
+fi
 for one in "$@"; do run "$one"; done
 exit "$status"

@@ -83,10 +83,11 @@ def reference(xp, arrays: dict, spec: ConvSpec, direction: str):
     """`some_of` what a pass should compute, in float64: a matrix product for each place in the window."""
     down, right = spec.stride
     top, left = spec.padding
+    a = {name: arrays[name] for name in _OPERANDS[direction]}  # there may be room for the result as well
     if direction == "grad_weight":
-        a = arrays | {"y": arrays["y"][:, :_FILTERS]}
+        a["y"] = a["y"][:, :_FILTERS]
     else:
-        a = {name: array if name == "w" else array[:_IMAGES] for name, array in arrays.items()}
+        a = {name: array if name == "w" else array[:_IMAGES] for name, array in a.items()}
     a = {name: array.astype(np.float64) for name, array in a.items()}
     N = len(a["x"] if "x" in a else a["y"])
     padded = xp.zeros((N, spec.C, spec.H + 2 * top, spec.W + 2 * left))

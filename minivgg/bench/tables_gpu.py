@@ -37,8 +37,9 @@ def conv(record: dict) -> list[Table]:
 
 
 def parts(record: dict) -> list[tuple[str, int]]:
-    """The pairs of precision and batch that were raced."""
-    return list(dict.fromkeys((row["precision"], row["batch"]) for row in record["rows"]))
+    """The pairs of precision and batch that were raced, in that order."""
+    found = {(row["precision"], row["batch"]) for row in record["rows"]}
+    return sorted(found, key=lambda pair: (list(PRECISIONS).index(pair[0]), pair[1]))
 
 
 def part(record: dict, precision: str, batch: int) -> dict:
