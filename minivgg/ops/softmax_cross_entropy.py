@@ -111,7 +111,7 @@ def _cross_entropy_on_gpu(scores, labels, label_smoothing: float):
 def _cross_entropy_backward_on_gpu(dloss, probabilities, targets):
     xp, dtype = xp_of(probabilities), probabilities.dtype
     dscores = xp.empty(probabilities.shape, dtype)
-    dloss = dloss.astype(dtype) if on_gpu(dloss) else xp.full((), dloss, dtype)
+    dloss = dloss.astype(dtype, copy=False) if on_gpu(dloss) else xp.full((), dloss, dtype)
     launch, N, _ = _kernel_on_gpu("cross_entropy_backward", probabilities)
     launch.over(dscores.size, probabilities, targets, dloss, dscores, N)
     return dscores
