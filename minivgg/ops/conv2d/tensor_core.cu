@@ -92,7 +92,8 @@ struct Products {
     __device__ __forceinline__ void add(Left left, Right right) {
         const float left_scale = scale_of(left_most), right_scale = scale_of(right_most);
 #pragma unroll
-        for (int k = 2 * member; k < BK; k += DEEP) {
+        for (int first = 0; first < BK; first += DEEP) {
+            const int k = first + 2 * member;
             Factor<4> a[DOWN];
             Factor<2> b;
 #pragma unroll
