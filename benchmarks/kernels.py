@@ -4,6 +4,9 @@ pip install -e '.[dev]'
 python benchmarks/kernels.py
 """
 
+import os
+from concurrent.futures import Executor, ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 
 from readme import fill, table
@@ -17,13 +20,13 @@ ARCHITECTURES = ("sm_80", "sm_90")
 LONGEST = 8  # characters of a define's value that a table has room for: a matrix has none
 
 
-def rows_of(file: str) -> list[list[str]]:
+def rows_of(file: str, pool: Executor) -> list[list[str]]:
     """File, kernel, variant, registers on each architecture, bytes of static shared memory: a row for each kernel."""
-    rows = []
-    for defines in variants(file):
-        name = kernels_of((PACKAGE / file).read_text(encoding="utf-8"))[0]
-        source = Kernel(file, name, tuple(sorted(defines.items()))).source()
-        taken = [nvrtc.usage(nvrtc.compile(source, arch, file=file)[1]) for arch in ARCHITECTURES]
+    name, rows = kernels_of((PACKAGE / file).read_text(encoding="utf-8"))[0], []
+    sources = [Kernel(file, name, tuple(sorted(defines.items()))).source() for defines in variants(file)]
+    asked = [[pool.submit(nvrtc.taken, source, arch, file) for arch in ARCHITECTURES] for source in sources]
+    for defines, answers in zip(variants(file), asked, strict=True):
+        taken = [answer.result() for answer in answers]
         variant = ", ".join(f"{key}={value}" for key, value in defines.items() if len(value) <= LONGEST)
         for kernel in sorted(taken[0]):
             registers = [str(usage[kernel].registers) for usage in taken]
@@ -34,7 +37,8 @@ def rows_of(file: str) -> list[list[str]]:
 def main() -> None:
     files = sorted(str(path.relative_to(PACKAGE)) for path in PACKAGE.rglob("*.cu"))
     head = ["file", "kernel", "variant", *(f"registers, {arch}" for arch in ARCHITECTURES), "shared memory, bytes"]
-    rows = [row for file in files for row in rows_of(file)]
+    with ProcessPoolExecutor(os.cpu_count(), get_context("spawn")) as pool:
+        rows = [row for file in files for row in rows_of(file, pool)]
     fill("kernels", f"{table(head, rows, 3)}\n\nBy NVRTC {nvrtc.version()}; none spills.", PAGE)
 
 

@@ -376,6 +376,16 @@ def test_nvidias_wheels_are_looked_for_where_they_lie(tmp_path, monkeypatch):
     ]
 
 
+@pytest.mark.parametrize("layout", cudnn.LAYOUTS)
+@pytest.mark.parametrize("direction", conv_gpu.DIRECTIONS)
+def test_pytorch_computes_the_same(direction, layout, fake, monkeypatch):
+    torch = pytest.importorskip("torch")
+    monkeypatch.setattr(pytorch, "set_precision", lambda precision: None)
+    task = conv_gpu.by_pytorch(SPREAD, direction, "fp32", layout=layout)
+    assert task.verdict()["error"] < 1e-6
+    assert isinstance(task.run(1), torch.Tensor)
+
+
 @pytest.mark.parametrize(("precision", "kind"), [("fp32", "ieee"), ("tf32", "tf32")])
 def test_pytorch_is_told_which_arithmetic(precision, kind):
     torch = pytest.importorskip("torch")

@@ -4,6 +4,10 @@ A kernel cannot escape: each variant that a .cu file lists is compiled, each `__
 what was compiled, and what is not listed does not run anywhere, in the simulator neither.
 """
 
+import os
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+
 import numpy as np
 import pytest
 
@@ -41,6 +45,13 @@ def source_of(file, defines):
     return Kernel(file, name, tuple(sorted(defines.items()))).source()
 
 
+@pytest.fixture(scope="module")
+def compilers():
+    """Processes that compile, one a core: all variants take minutes, and NVRTC uses one core in a process."""
+    with ProcessPoolExecutor(os.cpu_count(), get_context("spawn")) as pool:
+        yield pool
+
+
 @pytest.mark.parametrize("file", FILES)
 def test_every_file_of_kernels_lists_its_variants(file):
     assert variants(file), f'{file} needs a line such as "// variants: T=float|double": see minivgg/backends/cuda.py'
@@ -49,12 +60,13 @@ def test_every_file_of_kernels_lists_its_variants(file):
 @needs_nvrtc
 @pytest.mark.parametrize("arch", ARCHITECTURES)
 @pytest.mark.parametrize("file", FILES)
-def test_every_kernel_compiles_and_spills_nothing(file, arch):
+def test_every_kernel_compiles_and_spills_nothing(file, arch, compilers):
     text, compiled = (PACKAGE / file).read_text(encoding="utf-8"), set()
     special = arch.endswith("a") and "SM90" not in text  # as sm_90: one tells that it compiles
-    for defines in variants(file)[: 1 if special else None]:
-        _, log = nvrtc.compile(source_of(file, defines), arch, file=file)
-        taken = nvrtc.usage(log)
+    chosen = variants(file)[: 1 if special else None]
+    asked = [compilers.submit(nvrtc.taken, source_of(file, defines), arch, file) for defines in chosen]
+    for defines, answer in zip(chosen, asked, strict=True):
+        taken = answer.result()
         compiled |= set(taken)
         spilled = {name: usage for name, usage in taken.items() if usage.spilled}
         assert not spilled, f"{file} ({said(defines)}) does not fit the registers of {arch}"

@@ -29,6 +29,7 @@ from pathlib import Path
 import numpy as np
 
 from minivgg import cudasim
+from minivgg.backends import nvrtc
 from minivgg.backends.array import device_of, on_gpu
 
 PACKAGE = Path(__file__).parents[1]
@@ -157,7 +158,7 @@ class Kernel:
     def _compiled(self):
         import cupy
 
-        return cupy.RawKernel(self.source(), self.name, ("-std=c++17",))
+        return cupy.RawKernel(self.source(), self.name, nvrtc.OPTIONS)
 
     def _launch_on_gpu(self, grid, block, args, *, shared_mem) -> None:
         if shared_mem > 48 << 10:  # what a block gets without asking

@@ -15,6 +15,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+OPTIONS = ("-std=c++17", "-default-device")  # of all our kernels; without the second, lambdas are the host's
 _LIBRARIES = ("lib/libnvrtc.so.*[0-9]", "lib64/libnvrtc.so.*[0-9]", "bin/nvrtc64_*_0.dll")
 _INSTALL = "pip install nvidia-cuda-nvrtc-cu12 nvidia-cuda-runtime-cu12"
 
@@ -78,16 +79,11 @@ def version() -> str:
 
 def compile(source: str, arch: str, options: tuple[str, ...] = (), *, file: str = "kernel.cu") -> tuple[bytes, str]:
     """Machine code (a cubin) for `arch`, such as "sm_90", and the log, in which ptxas says what each kernel takes
-    (`usage` reads it). `options` are NVRTC's; C++17 and CUDA's headers are given. Raises CompileError with the log.
+    (`usage` reads it). `options` are NVRTC's, on top of `OPTIONS` and CUDA's headers. Raises CompileError with the log.
     """
     nvrtc, program = _library(), ctypes.c_void_p()
-    given = [
-        f"-arch={arch}",
-        "-std=c++17",
-        "--ptxas-options=-v",
-        *(f"-I{path}" for path in include_folders()),
-        *options,
-    ]
+    headers = (f"-I{folder}" for folder in include_folders())
+    given = [f"-arch={arch}", *OPTIONS, "--ptxas-options=-v", *headers, *options]
     created = nvrtc.nvrtcCreateProgram(ctypes.byref(program), source.encode(), file.encode(), 0, None, None)
     if created:
         raise CompileError(f"NVRTC cannot start: error {created}")
@@ -109,6 +105,11 @@ def _fetch(program: ctypes.c_void_p, what: str) -> bytes:
     buffer = ctypes.create_string_buffer(size.value)
     getattr(_library(), f"nvrtcGet{what}")(program, buffer)
     return buffer.raw
+
+
+def taken(source: str, arch: str, file: str) -> dict[str, Usage]:
+    """Kernel → what it takes on `arch`. Raises CompileError."""
+    return usage(compile(source, arch, file=file)[1])
 
 
 def usage(log: str) -> dict[str, Usage]:

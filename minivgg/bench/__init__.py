@@ -1,4 +1,4 @@
-"""Honest timing, and the races: our convolutions and networks beside PyTorch's, on the CPU.
+"""Honest timing, and the races: our convolutions and networks beside PyTorch's, and on a GPU beside cuDNN's.
 
     worker.py    one contestant: a process that prepares a task, and runs it when it is told to
     race.py      the coordinator: asks every contestant for one sample in turn; medians, quartiles, peak memory
@@ -7,6 +7,10 @@
     vgg.py       VGG-16 as a whole: forward passes and training steps
     pytorch.py   the same for PyTorch, at its best
     tables.py    a race's record as tables;  pictures.py  and as a picture
+
+    gpu.py       a contestant on a GPU: its clock, its memory;  limits.cu  what the GPU could do at best
+    cudnn.py     cuDNN's convolutions, algorithm by algorithm, through its C library
+    conv_gpu.py  the convolutions on a GPU, in three kinds of arithmetic;  vgg_gpu.py  the network;  tables_gpu.py
 
 Contestants run in processes of their own, because the threads of one library poison the other's timing: after each
 call they spin on their cores for milliseconds, waiting for more. Samples are interleaved, because a machine that other

@@ -122,6 +122,15 @@ def several_sets(spec: ConvSpec, direction: str, precision: str, layout: str) ->
     return [first, *(operands(cupy, spec, direction, precision, layout, i) for i in range(1, count))]
 
 
+def _room(spec: ConvSpec, direction: str, precision: str, layout: str):
+    """An array on the GPU for what the pass computes."""
+    import cupy
+
+    shape = {"x": spec.x_shape, "w": spec.w_shape, "y": spec.y_shape}[_RESULT[direction]]
+    result = cupy.empty(shape, PRECISIONS[precision].dtype)
+    return channels_last(result) if layout == "NHWC" else result
+
+
 # ---- Contestants: each takes a spec, a direction and a precision, and makes a Task in its own process
 
 
@@ -151,9 +160,7 @@ def by_cudnn(spec: ConvSpec, direction: str, precision: str, *, layout: str) -> 
     import cupy
 
     sets = several_sets(spec, direction, precision, layout)
-    shape = {"x": spec.x_shape, "w": spec.w_shape, "y": spec.y_shape}[_RESULT[direction]]
-    result = cupy.empty(shape, PRECISIONS[precision].dtype)
-    result = channels_last(result) if layout == "NHWC" else result
+    result = _room(spec, direction, precision, layout)
     sets = [arrays | {_RESULT[direction]: result} for arrays in sets]
     convolution = cudnn.Convolution(spec, direction, sets[0], layout=layout, math=precision)
     found = convolution.find(cupy.cuda.Device().mem_info[0] // 4)
@@ -195,9 +202,7 @@ def by_pytorch(spec: ConvSpec, direction: str, precision: str, *, layout: str) -
 
     pytorch.set_precision(precision)
     sets = several_sets(spec, direction, precision, layout)
-    result = {"x": spec.x_shape, "w": spec.w_shape, "y": spec.y_shape}[_RESULT[direction]]
-    unused = torch.empty(result, dtype=getattr(torch, PRECISIONS[precision].dtype), device="cuda")
-    unused = unused.to(memory_format=torch.channels_last if layout == "NHWC" else torch.contiguous_format)
+    unused = torch.from_dlpack(_room(spec, direction, precision, layout))  # of the right shape, as PyTorch wants it
     tensors = [
         [torch.from_dlpack(arrays[name]) if name in arrays else unused for name in ("x", "w", "y")] for arrays in sets
     ]
