@@ -29,7 +29,7 @@ def matrix(axes, values: np.ndarray, title: str = "", *, numbers: str = "{:g}", 
     if numbers:
         for (i, j), value in np.ndenumerate(values):
             if not np.isnan(value):
-                axes.text(j, i, numbers.format(value), ha="center", va="center", fontsize=9)
+                axes.text(j, i, numbers.format(value + 0.0), ha="center", va="center", fontsize=9)  # no −0
 
 
 def frame(axes, top: int, left: int, height: int = 1, width: int = 1, colour: str = "#D55E00") -> None:
