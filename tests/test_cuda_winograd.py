@@ -69,6 +69,20 @@ def test_every_remainder(name, variant, padding):
             assert found.shape == expected.shape and abs(to_cpu(found) - expected).max() <= bound, (oracle, spec)
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_every_small_size(name):
+    """High and wide, and padded differently in the two directions. A pixel that is missing is an error of about 1."""
+    for size in range(1, 11):
+        for (H, W), padding in (((size, 11 - size), (1, 2)), ((11 - size, size), (2, 0)), ((size, size), (0, 1))):
+            if min(H + 2 * padding[0], W + 2 * padding[1]) < 3:
+                continue
+            x, w, dy, spec = tensors((2, 2, H, W), 3, padding)
+            for variant in on_gpu.VARIANTS:
+                for run, oracle, (a, b) in zip(passes(name, variant), ORACLES, ((x, w), (dy, w), (dy, x)), strict=True):
+                    expected = oracle(*(to_cpu(v).astype(np.float64) for v in (a, b)), spec)
+                    np.testing.assert_allclose(to_cpu(run(a, b, spec)), expected, atol=1e-3, err_msg=str(spec))
+
+
 ORACLES = naive.forward, naive.grad_input, naive.grad_weight
 
 

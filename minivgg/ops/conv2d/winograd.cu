@@ -1,7 +1,7 @@
 // Winograd on a GPU: y = Aᵀ [(G·g·Gᵀ) ⊙ (Bᵀ·d·B)] A, tile by tile. winograd.py says why; toom_cook.py has the matrices.
 //
-// A tile is TILE × TILE outputs and the SIDE × SIDE inputs that they look at. Each of the PLANES places of a transformed
-// one is a matrix product of its own, (tiles, C) · (C, O). There are two ways to go about it:
+// A tile is TILE × TILE outputs and the SIDE × SIDE inputs that they look at. Each of the PLANES places of a
+// transformed one is a matrix product of its own, (tiles, C) · (C, O). There are two ways to go about it:
 //
 //   phased   x → V, M = V · U by cuBLAS, M → y: three launches. V and M cross global memory twice each, 2 · PLANES ·
 //            (C + O) numbers a tile. Where C and O are large, the products take longer than that.
@@ -153,8 +153,8 @@ extern "C" __global__ void transform_outputs(
 }
 
 // The tiles of dy (N, H, W, C) → D (PLANES, parts, C, tiles of a part): transposed, as Σ over tiles of D · V wants it.
-// A warp takes 32 tiles of one channel, and so stores side by side. It reads 4 bytes of each sector of 32, but the warps
-// of a block, 8, take neighbouring channels, and find the rest of it in the first-level cache.
+// A warp takes 32 tiles of one channel, and so stores side by side. It reads 4 bytes of each sector of 32; the 8 warps
+// of a block take neighbouring channels, and find the rest of it in the first-level cache.
 extern "C" __global__ void transform_upstream(
     const T* dy, T* D, IMAGE, int rows, int columns, int first, int parts, int part_tiles) {
     const int t = blockIdx.x * 32 + threadIdx.x % 32, c = blockIdx.y * (blockDim.x / 32) + threadIdx.x / 32;
@@ -206,32 +206,33 @@ extern "C" __global__ void transform_gradient(const T* G, T* dw, int C, int part
 #ifdef FUSED
 constexpr int THREADS = PLANES / AT_ONCE * 32, PAIRS = BLOCK_TILES * STEP;  // pairs: of a tile and a channel
 constexpr int V_STRIDE = BLOCK_TILES + 4;  // 8 channels of 4 tiles, as a warp stores them, lie in 32 different banks
+constexpr int QUADS = BLOCK_OUTPUTS / 4;  // of a row of filters: 16 bytes, as much as is copied at once
 constexpr int X_SIZE = PLANES * PAIRS, V_SIZE = PLANES * STEP * V_STRIDE, U_SIZE = PLANES * STEP * BLOCK_OUTPUTS;
 static_assert(sizeof(T) == 4 && BLOCK_TILES == 32 && BLOCK_OUTPUTS == 32 && STEP == 8, "8 × 4 sums for each lane");
 static_assert(PLANES % AT_ONCE == 0 && THREADS >= PAIRS, "each warp has planes, each pair a thread");
+static_assert(THREADS % (QUADS * STEP) == 0 && U_SIZE % (4 * THREADS) == 0, "a thread's filters are in one row");
 static_assert(SHARED == sizeof(T) * (X_SIZE + V_SIZE + 2 * U_SIZE), "what the launch asks for");
 static_assert(PLANES * BLOCK_TILES * BLOCK_OUTPUTS <= X_SIZE + V_SIZE + 2 * U_SIZE, "M takes their place");
 
 // The pixels of this thread's pair, the first of which is at `from`, if their row and their column have their bit set.
 __device__ __forceinline__ void fetch_pixels(const T* from, unsigned inside, int W, int C, T* X) {
+    T* to = X + threadIdx.x;
 #pragma unroll 1  // the addresses of all rows at once would take registers that the sums need
     for (int i = 0; i < SIDE; i++) {
-        const T* row = from + static_cast<long long>(i) * W * C;
 #pragma unroll
         for (int j = 0; j < SIDE; j++) {
-            T* to = X + (i * SIDE + j) * PAIRS + threadIdx.x;
-            if (inside >> i & inside >> (SIDE + j) & 1) cp_async<4>(to, row + j * C);
+            if (inside >> i & inside >> (SIDE + j) & 1) cp_async<4>(to + j * PAIRS, from + j * C);
         }
+        from += static_cast<long long>(W) * C, to += SIDE * PAIRS;
     }
 }
 
-// The filters of channels c … c + STEP for outputs o … o + BLOCK_OUTPUTS, 16 bytes a copy.
-__device__ __forceinline__ void fetch_filters(const T* filters, int depth, int width, int c, int o, T* U) {
+// This thread's 16 bytes of the filters in a plane, and in each that is `planes_apart` further.
+__device__ __forceinline__ void fetch_filters(const T* from, long long planes_apart, T* U) {
 #pragma unroll 1  // as above
-    for (int i = threadIdx.x; i < U_SIZE / 4; i += THREADS) {
-        const int row = i / (BLOCK_OUTPUTS / 4), column = i % (BLOCK_OUTPUTS / 4) * 4;
-        const long long from = static_cast<long long>(row / STEP) * depth + c + row % STEP;
-        cp_async<16>(U + row * BLOCK_OUTPUTS + column, filters + from * width + o + column);
+    for (int i = threadIdx.x * 4; i < U_SIZE; i += THREADS * 4) {
+        cp_async<16>(U + i, from);
+        from += planes_apart;
     }
 }
 
@@ -299,8 +300,14 @@ extern "C" __global__ void __launch_bounds__(THREADS) convolve(
     for (int i = threadIdx.x; i < X_SIZE; i += THREADS) X[i] = 0;
     __syncthreads();
 
+    // and of the filters: four of one row of a plane, and of the same row some planes further, until there are no more
+    const int row = threadIdx.x / QUADS;
+    const long long plane_size = static_cast<long long>(depth) * width;
+    filters += row / STEP * plane_size + row % STEP * width + o + threadIdx.x % QUADS * 4;
+    const long long planes_apart = THREADS / QUADS / STEP * plane_size;
+
     if (transforms && channel < C) fetch_pixels(pixels, inside, W, C, X);
-    fetch_filters(filters, depth, width, 0, o, U);
+    fetch_filters(filters, planes_apart, U);
     cp_async_commit();
     T sums[AT_ONCE][8][4] = {};
     for (int c = 0; c < depth; c += STEP) {
@@ -310,7 +317,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) convolve(
         __syncthreads();  // V is whole, and so are the filters
         if (c + STEP < depth) {
             if (transforms && c + STEP + channel < C) fetch_pixels(pixels + c + STEP, inside, W, C, X);
-            fetch_filters(filters, depth, width, c + STEP, o, U + (1 - turn) * U_SIZE);
+            fetch_filters(filters + static_cast<long long>(c + STEP) * width, planes_apart, U + (1 - turn) * U_SIZE);
             cp_async_commit();
         }
         multiply(V, U + turn * U_SIZE, plane, tile, output, sums);

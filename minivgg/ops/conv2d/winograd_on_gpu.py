@@ -26,11 +26,11 @@ _PART = 256  # tiles that are worth a sum of their own
 def variant_for(m: int, C: int, O: int, x) -> str:
     """ "fused" if that is possible for F(m×m) on x's device and dtype, and predicted to be faster, else "phased".
 
-    Per tile and plane, phased moves C + O numbers out of a kernel and into the next, and multiplies C·O at the speed of
-    cuBLAS; fused moves none, but multiplies more slowly and transforms a tile again for each 32 outputs. So phased wins
-    by what it gains on C·O numbers, and loses by what it moves of C + O. Taking an H100's 60 TFLOP/s, of which cuBLAS
-    gets 0.85 and fused 0.7 with 1.23 times the arithmetic, and 3.3 to 5.5 TB/s for V and M, that is even at
-    C·O / (C + O) of 75 to 125. A prediction: nothing of it has been measured.
+    In each plane of a tile, phased moves C + O numbers out of a kernel and into the next, and multiplies C·O at the
+    speed of cuBLAS; fused moves none, but transforms a tile again for each 32 outputs: of the instructions of a step of
+    F(4×4), 0.56 are multiply-adds of the products (counted in what nvcc 13 makes of it for sm_90). Taking an H100's 60
+    TFLOP/s, of which cuBLAS gets 0.85 and fused 0.5, and 3.3 to 5.5 TB/s for V and M, in memory or in the second-level
+    cache, the two are even at C·O / (C + O) of 87 to 53. A prediction: no time of it has been measured.
     """
     possible = x.dtype == "float32" and _shared(m) <= _shared_memory_on_gpu(device_of(x))
     return "fused" if possible and C * O <= _FEW * (C + O) else "phased"
