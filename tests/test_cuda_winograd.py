@@ -204,3 +204,15 @@ def test_no_race_and_no_stray_access(name):
             np.testing.assert_array_equal(a, other)
         with cudasim.checking(orders=("forward", "reverse", 1, 2)):
             forward(x, w, spec), grad_input(dy, w, spec), grad_weight(dy, x, spec)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_traffic_of_fused(name):
+    """It writes y and nothing else, and no two lanes of a warp wait for the same bank of shared memory."""
+    x, w, _, spec = tensors((1, 8, 8, 8), 32, 1)
+    with cudasim.checking(traffic=True) as launches:
+        y = passes(name, "fused")[0](x, w, spec)
+    traffic = launches[-1].traffic
+    assert sum(32 * t.transactions for t in traffic if (t.memory, t.access) == ("global", "write")) == y.nbytes
+    # M is stored 16 bytes a lane, a quarter of a warp at a time: without conflicts, but counted as four stores apart
+    assert [t.access for t in traffic if t.memory == "shared" and t.waste > 1] == ["write"]

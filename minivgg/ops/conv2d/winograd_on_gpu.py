@@ -24,7 +24,7 @@ _PART = 256  # tiles that are worth a sum of their own
 
 
 def variant_for(m: int, C: int, O: int, x) -> str:
-    """ "fused" if that is possible for F(m×m) on x's device and dtype, and predicted to be faster, else "phased".
+    """Fused if that is possible for F(m×m) on x's device and in x's dtype, and predicted to be faster; else phased.
 
     In each plane of a tile, phased moves C + O numbers out of a kernel and into the next, and multiplies C·O at the
     speed of cuBLAS; fused moves none, but transforms a tile again for each 32 outputs: of the instructions of a step of
@@ -61,9 +61,9 @@ def _shared(m: int) -> int:
 def _defines(m: int) -> dict:
     """The sizes and the matrices, as winograd.cu takes them."""
     forward, gradient = matrices(m, 3), matrices(3, m)
-    names = ("OUTPUTS", "FILTERS", "INPUTS")
-    lines = dict(zip(names, map(in_c, forward), strict=True))
-    return {"TILE": m, **lines, "UPSTREAM": in_c(gradient.filters), "GRADIENT": in_c(gradient.outputs)}
+    names = {"INPUTS": forward.inputs, "FILTERS": forward.filters, "OUTPUTS": forward.outputs}
+    names |= {"UPSTREAM": gradient.filters, "GRADIENT": gradient.outputs}
+    return {"TILE": m, **{name: in_c(matrix) for name, matrix in names.items()}}
 
 
 def _kernel(name: str, m: int, dtype, **defines) -> cuda.Kernel:
