@@ -82,6 +82,7 @@ def transform_on_gpu(m: int, w, rotated=False, variant=None):
 
 
 def forward_on_gpu(m, x, w, spec: ConvSpec, bias=None, relu=False, prepared=None, pool=False, variant=None):
+    """x (N, C, H, W), w (O, C, 3, 3) → y (N, O, OH, OW) by F(m×m), as `Algorithm` says, in one of `VARIANTS`."""
     x, U = nhwc(x), transform_on_gpu(m, w, variant=variant) if prepared is None else prepared
     halves = 2 if pool else 1
     y = xp_of(x).empty((spec.N, spec.OH // halves, spec.OW // halves, spec.O), x.dtype)
@@ -91,6 +92,7 @@ def forward_on_gpu(m, x, w, spec: ConvSpec, bias=None, relu=False, prepared=None
 
 
 def grad_input_on_gpu(m, dy, w, spec: ConvSpec, mask=None, variant=None):
+    """dy (N, O, OH, OW), w (O, C, 3, 3) → dx (N, C, H, W): forward, with the filters turned and C and O swapped."""
     dy, U = nhwc(dy), transform_on_gpu(m, w, rotated=True, variant=variant)
     dx = xp_of(dy).empty((spec.N, spec.H, spec.W, spec.C), dy.dtype)
     run = _convolutions[variant or variant_for(m, spec.C, spec.O, dy)]
@@ -141,6 +143,10 @@ _convolutions = {"phased": _phased_on_gpu, "fused": _fused_on_gpu}
 
 
 def grad_weight_on_gpu(m, dy, x, spec: ConvSpec):
+    """dy (N, O, OH, OW), x (N, C, H, W) → dw (O, C, 3, 3) by F(3×3, m×m).
+
+    Sums over tiles are cut into parts, the same ones in every run, and the parts are added up in their order.
+    """
     dy, x = nhwc(dy), nhwc(x)
     (N, H, W, C), (_, OH, OW, O), xp, P = x.shape, dy.shape, xp_of(x), _planes(m)
     grid = _grid(m, OH, OW)
