@@ -111,13 +111,15 @@ def test_what_is_fused_is_what_it_is_one_after_the_other(name, variant):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_nan_is_not_hidden(name):
-    for place in np.ndindex(2, 2):
-        x, w, _, spec = tensors((1, 1, 2, 2), 1, 1)
-        x[0, 0, *place] = np.nan
+    """One pixel in a corner is seen by one output, and that by one of a pool's."""
+    size = NAMES[name] + 2
+    for corner in ((0, 0), (0, -1), (-1, 0), (-1, -1)):
+        x, w, _, spec = tensors((1, 1, size, size), 1, 0)
+        x[0, 0, *corner] = np.nan
         for variant in on_gpu.VARIANTS:
-            forward = passes(name, variant)[0]
-            assert np.isnan(forward(x, w, spec, relu=True)).all()
-            assert np.isnan(forward(x, w, spec, relu=True, pool=True)).all()
+            for pool in (False, True):
+                y = passes(name, variant)[0](x, w, spec, relu=True, pool=pool)
+                assert np.isnan(y[0, 0, *corner]) and np.isnan(y).sum() == 1
 
 
 def test_conv2d_takes_what_it_offers():
