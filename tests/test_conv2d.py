@@ -300,7 +300,7 @@ def test_on_a_gpu_it_is_a_rule_that_nobody_has_measured():
 
 def test_rungs_of_the_gpus_ladder_say_so_on_a_cpu():
     on_gpu = {"coalesced", "tiled"}
-    assert set(ALGORITHMS) - set(algorithms_on("cpu")) == on_gpu <= set(algorithms_on("gpu"))
+    assert on_gpu <= set(algorithms_on("gpu")) - set(algorithms_on("cpu"))
     for name in on_gpu:
         refuses(f'"{name}" cannot do ConvSpec(N=1, C=3, H=5', algorithm=name)
         refuses("it is a rung of the GPU's ladder only", algorithm=name)

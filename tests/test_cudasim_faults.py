@@ -103,6 +103,14 @@ __global__ void copies_out_of_range(const float* x, float* y) {
     y[threadIdx.x] = tile[threadIdx.x];
 }
 
+__global__ void copies_askew(const float* x, float* y) {
+    __shared__ __align__(16) float tile[128];
+    cp_async<16>(&tile[4 * threadIdx.x], x + 4 * threadIdx.x + 2);    // begins in the middle
+    cp_async_commit();
+    cp_async_wait<0>();
+    y[threadIdx.x] = tile[threadIdx.x];
+}
+
 }
 """
 
@@ -199,6 +207,11 @@ STUCK = {
         ("asserts", 2, np.array([1, -1], np.int32)),
         "assertion failed: x[threadIdx.x]",
         ["asserted"],
+    ),
+    "sixteen bytes that begin elsewhere": (
+        ("copies_askew", 2, floats(16), floats(2)),
+        "cp_async<16> from or to an address that is no multiple of 16",
+        ["begins in the middle"],
     ),
 }
 

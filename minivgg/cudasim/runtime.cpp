@@ -244,6 +244,14 @@ void cudasim_trap(const char* why, Where where) {
 
 void cudasim_copy_later(void* to, const void* from, int size) {
     auto& me = running();
+    if ((reinterpret_cast<uintptr_t>(to) | reinterpret_cast<uintptr_t>(from)) % size) {
+        const size_t pc = reinterpret_cast<size_t>(__builtin_return_address(0));
+        char place[32];  // as in watch.cpp
+        snprintf(place, sizeof place, "@%zx@", pc - cudasim_image() - 1);
+        const std::string bytes = std::to_string(size);
+        fail("cp_async<" + bytes + "> from or to an address that is no multiple of " + bytes + ", in " + place + ", " +
+             full_name_of(me));
+    }
     me.copies.push_back({to, from, size, me.groups, __builtin_return_address(0)});
 }
 

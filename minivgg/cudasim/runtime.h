@@ -25,5 +25,6 @@ void watch_block(uint3 block);
 void watch_barrier();  // all threads of the block have come, or have returned
 void watch_meeting(unsigned mask);
 void watch_access(const void* address, int size, Kind, void* pc);
+extern "C" size_t cudasim_image();  // where the kernel's library was loaded
 
 }  // namespace cudasim

@@ -11,9 +11,6 @@
 // variants: T=float|double
 // variants: T=float|double RUN=16|32
 
-#ifndef RUN
-#define RUN 32
-#endif
 constexpr int VECTOR = 16 / sizeof(T);  // numbers that a thread reads at once
 constexpr int CHUNK = RUN / sizeof(T);  // channels that are in shared memory at a time: RUN bytes a pixel
 

@@ -20,6 +20,11 @@ _BLOCKS = 1024  # that keep any GPU busy; a number for all of them, so that resu
 _LEAST_SHARE = 256  # pixels a block sums up in a filter's gradient: fewer would not repay writing the sum
 
 
+def _kernel(name: str, dtype, run: int = 32) -> cuda.Kernel:
+    """`run` bytes of each pixel's channels are in shared memory at a time, where a kernel has any there."""
+    return cuda.kernel(_FILE, name, T=dtype, RUN=run)
+
+
 @dataclass(frozen=True)
 class Tile:
     """What a block computes: rows and columns of pixels, how many outputs of each; the shape of its threads; and of the
@@ -64,7 +69,7 @@ def _pack_turned_on_gpu(w):
 
 
 def _coalesced_on_gpu(x, filters, y, view: tuple) -> None:
-    cuda.kernel(_FILE, "coalesced", T=x.dtype).over(y.size, x, filters, y, *view)
+    _kernel("coalesced", x.dtype).over(y.size, x, filters, y, *view)
 
 
 def _launch_tiles_on_gpu(name: str, tile: Tile, x, filters, y, more: tuple, view: tuple) -> None:
@@ -75,7 +80,7 @@ def _launch_tiles_on_gpu(name: str, tile: Tile, x, filters, y, more: tuple, view
     tap = run * tile.outputs
     taps = min(KH * KW, _FILTERS // tap)
     grid = N * -(-OH // tile.rows) * -(-OW // tile.columns), -(-O // tile.outputs)
-    launch = cuda.kernel(_FILE, name, T=x.dtype, RUN=run)
+    launch = _kernel(name, x.dtype, run)
     launch(grid, tile.threads, x, filters, y, *more, *view, taps, shared_mem=run * window + taps * tap)
 
 
@@ -102,12 +107,12 @@ def _correlate_on_gpu(name: str, grid: tuple[int, int], threads: tuple[int, ...]
     share = -(-pixels // splits)
     splits = -(-pixels // share)
     parts = empty((splits, *shape), x.dtype)
-    launch = cuda.kernel(_FILE, name, T=x.dtype)
+    launch = _kernel(name, x.dtype)
     launch((*grid, splits), threads, nhwc(dy), nhwc(x), parts, *_forward_view(spec), share)
     dw = parts[0]
     if splits > 1:
         dw = empty(shape, x.dtype)
-        cuda.kernel(_FILE, "sum_parts", T=x.dtype).over(dw.size, parts, dw, splits)
+        _kernel("sum_parts", x.dtype).over(dw.size, parts, dw, splits)
     return nchw(xp_of(x).ascontiguousarray(dw.transpose(3, 0, 1, 2)))
 
 
