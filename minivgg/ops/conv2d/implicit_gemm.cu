@@ -54,6 +54,7 @@ struct Products {
     static constexpr int PIXEL_PITCH = BK + RUN;  // any 8 neighbouring rows begin in different groups of 4 banks
     static constexpr int APART = 4;               // and rows 4 apart, half of all banks from one another
     static constexpr int PITCH_OF_BM = BM, PITCH_OF_BN = BN;
+    static constexpr int NEIGHBOURS = RUN;  // sums of one row that lie side by side
 
     Acc sums[TM][TN] = {};
     const int down = threadIdx.x / 32 % (DOWN / 8) * 8 + threadIdx.x % 32 / 4;

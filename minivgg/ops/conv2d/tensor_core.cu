@@ -80,7 +80,7 @@ __device__ __forceinline__ void multiply(float (&sums)[4], float (&small)[4], co
 struct Products {
     static constexpr int PIXEL_PITCH = BK + 8;  // 4 rows of pairs, or
     static constexpr int PITCH_OF_BM = BM + 4, PITCH_OF_BN = BN + 4;  // 4 pairs of rows: each 8 banks from the next
-    static constexpr int APART = 2;
+    static constexpr int APART = 2, NEIGHBOURS = 2;
 
     const unsigned left_most, right_most;  // the largest of each factor
     float sums[DOWN][ACROSS][4] = {}, small[HALVES ? DOWN : 1][HALVES ? ACROSS : 1][4] = {};

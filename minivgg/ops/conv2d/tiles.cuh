@@ -136,8 +136,8 @@ __device__ __forceinline__ void convolve_tile(
         products.multiply_pixels(panels[step % STAGES], filter_panels[step % STAGES]);
     }
 
-    products.each_pixel([&](int row, int column, auto& sums) {
-        constexpr int count = sizeof(sums) / sizeof(Acc);
+    products.each_pixel([&](int row, int column, const Acc (&sums)[Products::NEIGHBOURS]) {
+        constexpr int count = Products::NEIGHBOURS;
         const long long p = first_p + row;
         const int o = first_o + column, room = p < static_cast<long long>(N) * PH * PW ? O - o : 0;
         const long long at = place_of(p, THE_WALK) + o;
@@ -234,8 +234,8 @@ __device__ __forceinline__ void grad_weight_tile(
     }
 
     T* const my_dw = dw + static_cast<long long>(blockIdx.y) * O * K;
-    products.each_filter([&](int row, int column, auto& sums) {
-        constexpr int count = sizeof(sums) / sizeof(Acc);
+    products.each_filter([&](int row, int column, const Acc (&sums)[Products::NEIGHBOURS]) {
+        constexpr int count = Products::NEIGHBOURS;
         const int o = first_o + row, k = first_k + column;
         alignas(count * sizeof(T)) T values[count];
 #pragma unroll
