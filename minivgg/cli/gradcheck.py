@@ -162,7 +162,8 @@ def _ops(arguments, algorithms: list[str]) -> Iterator[Subject]:
                 for case in op.cases
                 if name == "auto" or ALGORITHMS[name].supports(spec_of(case), kind_of(arguments.device)) is None
             ]
-            yield Subject(f"conv2d, {name}", list(checks(op, supported)))
+            if supported:
+                yield Subject(f"conv2d, {name}", list(checks(op, supported)))
 
 
 def _layers(arguments) -> Iterator[Subject]:

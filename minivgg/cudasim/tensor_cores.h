@@ -14,8 +14,12 @@ __device__ __forceinline__ void cp_async(void* shared, const void* global, bool 
     cudasim::cudasim_copy_later(shared, there ? global : nullptr, bytes);
 #else
     const unsigned at = static_cast<unsigned>(__cvta_generic_to_shared(shared)), read = there ? bytes : 0;
-    if (bytes == 16) asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(at), "l"(global), "r"(read) : "memory");
-    else asm volatile("cp.async.ca.shared.global [%0], [%1], %2, %3;" ::"r"(at), "l"(global), "n"(bytes), "r"(read) : "memory");
+    if (bytes == 16) {
+        asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(at), "l"(global), "r"(read) : "memory");
+    } else {
+        asm volatile("cp.async.ca.shared.global [%0], [%1], %2, %3;"
+                     ::"r"(at), "l"(global), "n"(bytes), "r"(read) : "memory");
+    }
 #endif
 }
 

@@ -10,11 +10,11 @@
 //   pipelined  the same kernel with VEC = 16 bytes a copy and STAGES = 2: while one stage of the panels is multiplied,
 //              the next is on its way (cp.async), past the registers, with zeros for what is beyond the border.
 //
-// Global traffic of a block: (BM + BN)·K numbers read for BM·BN·K multiply-adds, and one store of BM·BN results. 128 × 128
-// tiles of float32 make that 16 FMA a byte, of which an H100 does about 10 in the time that memory takes for one.
+// Global traffic of a block: (BM + BN)·K numbers read for BM·BN·K multiply-adds, and one store of BM·BN results. Tiles
+// of 128 × 128 float32 make that 16 FMA a byte; an H100 does about 10 in the time that its memory takes for one.
 //
-// Source: Chetlur et al., cuDNN: Efficient Primitives for Deep Learning (2014), §3; the tiles of a warp and a thread are
-// CUTLASS's (Kerr et al., CUTLASS: Fast Linear Algebra in CUDA C++, 2017).
+// Source: Chetlur et al., cuDNN: Efficient Primitives for Deep Learning (2014), §3; the tiles of a warp and a thread
+// are CUTLASS's (Kerr et al., CUTLASS: Fast Linear Algebra in CUDA C++, 2017).
 // variants: tiling.py
 
 #include "tiles.cuh"
@@ -49,12 +49,13 @@ constexpr int ACROSS = BN / TN, DOWN = BM / TM;  // threads of a block
 
 struct alignas(16) Run { T of[RUN]; };
 
-// A thread's TM × TN sums, in registers. A warp is 8 threads down and 4 across: what its lanes read at once from a panel is
-// 8, or 4, different runs of 16 bytes, in different banks.
+// A thread's TM × TN sums, in registers. A warp is 8 threads down and 4 across: what its lanes read at once from a
+// panel is 8, or 4, different runs of 16 bytes, in different banks.
 struct Products {
     static constexpr int PIXEL_PITCH = BK + RUN;  // any 8 neighbouring rows begin in different groups of 4 banks
     static constexpr int APART = 4;               // and rows 4 apart, half of all banks from one another
     static constexpr int PITCH_OF_BM = BM, PITCH_OF_BN = BN;
+    static constexpr int NEIGHBOURS = RUN;  // sums of one row that lie side by side
 
     Acc sums[TM][TN] = {};
     const int down = threadIdx.x / 32 % (DOWN / 8) * 8 + threadIdx.x % 32 / 4;

@@ -5,15 +5,15 @@
 //
 //   0   a · b in TF32: one product, each factor off by up to 2⁻¹¹ of itself.
 //   1   three products of float16. A factor is a = high + low/2¹¹, two numbers of 11 bits; then a · b =
-//       high·high′ + (high·low′ + low·high′)/2¹¹, up to low·low′/2²², which is left out. Each factor is off by 2⁻²², and
-//       what is left out is 2⁻²² of the product at most: 3·2⁻²² in all, three quarters of a millionth, and far less on
-//       average. The low half is scaled by 2¹¹ so that it has the range of the high one. What it adds up to has a sum of
-//       its own. A power of two for each array makes its largest number 2¹⁴ to 2¹⁵: nothing overflows, and what is below
-//       2⁻²⁸ of the largest, where the high half runs out of digits, still loses no more than 2⁻⁵⁰ of the largest.
+//       high·high′ + (high·low′ + low·high′)/2¹¹, up to low·low′/2²², which is left out. Each factor is off by 2⁻²²,
+//       and what is left out is 2⁻²² of the product at most: 3·2⁻²² in all, three quarters of a millionth, and far less
+//       on average. The low half is scaled by 2¹¹ so that it has the range of the high one, and has sums of
+//       its own. A power of two for each array makes its largest number 2¹⁴ to 2¹⁵: nothing overflows, and what is
+//       below 2⁻²⁸ of the largest, where the high half runs out of digits, is still off by 2⁻⁵⁰ of the largest only.
 //
 // Source: PTX ISA, "Warp-level matrix instructions"; Markidis et al., NVIDIA Tensor Core Programmability, Performance &
-// Precision (2018), §V; Ootomo & Yokota, Recovering single precision accuracy from Tensor Cores while surpassing the FP32
-// theoretical peak performance (2022), §4, whose 2¹¹ it is.
+// Precision (2018), §V; Ootomo & Yokota, Recovering single precision accuracy from Tensor Cores while surpassing the
+// FP32 theoretical peak performance (2022), whose 2¹¹ it is.
 // variants: tensor_core.py
 
 #include "tiles.cuh"
@@ -48,8 +48,8 @@ struct alignas(8) Pair { float of[2]; };
 
 // One lane's part of a left factor of 16 rows (four registers), or of a right one of 8 columns (two).
 //
-// It is given two neighbouring terms of a row or a column at a time. TF32's instruction would have them 4 apart; but terms
-// may be numbered as one likes, as long as both factors agree.
+// It is given two neighbouring terms of a row or a column at a time. TF32's instruction would have them 4 apart; but
+// terms may be numbered as one likes, as long as both factors agree.
 template <int registers>
 struct Factor {
     static constexpr int PAIRS = HALVES ? registers : registers / 2;
@@ -81,7 +81,7 @@ __device__ __forceinline__ void multiply(float (&sums)[4], float (&small)[4], co
 struct Products {
     static constexpr int PIXEL_PITCH = BK + 8;  // 4 rows of pairs, or
     static constexpr int PITCH_OF_BM = BM + 4, PITCH_OF_BN = BN + 4;  // 4 pairs of rows: each 8 banks from the next
-    static constexpr int APART = 2;
+    static constexpr int APART = 2, NEIGHBOURS = 2;
 
     const unsigned left_most, right_most;  // the largest of each factor
     float sums[DOWN][ACROSS][4] = {}, small[HALVES ? DOWN : 1][HALVES ? ACROSS : 1][4] = {};
@@ -100,7 +100,9 @@ struct Products {
 #pragma unroll
             for (int i = 0; i < DOWN; i++) {
 #pragma unroll
-                for (int p = 0; p < a[i].PAIRS; p++) a[i].set(p, left(row + 16 * i + p % 2 * 8, k + p / 2 * 8), left_scale);
+                for (int p = 0; p < a[i].PAIRS; p++) {
+                    a[i].set(p, left(row + 16 * i + p % 2 * 8, k + p / 2 * 8), left_scale);
+                }
             }
 #pragma unroll
             for (int j = 0; j < ACROSS; j++) {
@@ -112,12 +114,14 @@ struct Products {
         }
     }
 
-    __device__ __forceinline__ void multiply_pixels(const T (&panel)[BM][PIXEL_PITCH], const T (&filters)[BK][PITCH_OF_BN]) {
+    __device__ __forceinline__ void multiply_pixels(
+        const T (&panel)[BM][PIXEL_PITCH], const T (&filters)[BK][PITCH_OF_BN]) {
         add([&](int i, int k) { return *reinterpret_cast<const Pair*>(&panel[i][k]); },
             [&](int j, int k) { return Pair{filters[k][j], filters[k + 1][j]}; });
     }
 
-    __device__ __forceinline__ void multiply_windows(const T (&panel)[BK][PITCH_OF_BM], const T (&windows)[BK][PITCH_OF_BN]) {
+    __device__ __forceinline__ void multiply_windows(
+        const T (&panel)[BK][PITCH_OF_BM], const T (&windows)[BK][PITCH_OF_BN]) {
         add([&](int i, int k) { return Pair{panel[k][i], panel[k + 1][i]}; },
             [&](int j, int k) { return Pair{windows[k][j], windows[k + 1][j]}; });
     }
@@ -135,7 +139,8 @@ struct Products {
                     for (int e = 0; e < 2; e++) {
                         two[e] = sums[i][j][2 * half + e];
 #if HALVES
-                        two[e] = (two[e] + small[i][j][2 * half + e] / 2048) * inverse_of(left_most) * inverse_of(right_most);
+                        two[e] += small[i][j][2 * half + e] / 2048;
+                        two[e] = two[e] * inverse_of(left_most) * inverse_of(right_most);
 #endif
                     }
                     take(row + 16 * i + 8 * half, column + 8 * j + 2 * member, two);
@@ -149,7 +154,9 @@ struct Products {
 };
 
 // `most` has the largest numbers of the two arrays, in their order; it is not read for TF32.
-__device__ __forceinline__ Products products_of(const unsigned* most) { return {HALVES ? most[0] : 0, HALVES ? most[1] : 0}; }
+__device__ __forceinline__ Products products_of(const unsigned* most) {
+    return {HALVES ? most[0] : 0, HALVES ? most[1] : 0};
+}
 
 extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
 convolve(const T* x, const T* filters, T* y, const T* bias, const T* mask, int biased, int relu, int masked, WALK,

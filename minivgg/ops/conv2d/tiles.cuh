@@ -1,13 +1,13 @@
-// What implicit_gemm.cu and tensor_core.cu share: panels gathered from an image into shared memory, stage by stage, while
-// `Products`, which is theirs, multiplies the stage before; and what happens to a result in the store.
+// What implicit_gemm.cu and tensor_core.cu share: panels gathered from an image into shared memory, stage by stage,
+// while `Products`, which is theirs, multiplies the stage before; and what happens to a result in the store.
 //
-// Images lie channels last, (N, H, W, C); filters as (K, O), with K = KH·KW·C rows in the order kh, kw, c. The K·O filters
-// and what lies within a tile are int: filters of 2³¹ numbers would take 8 GB. All that grows with N is long long.
+// Images lie channels last, (N, H, W, C); filters as (K, O), with K = KH·KW·C rows in the order kh, kw, c. The K·O
+// filters and what lies within a tile or a part are int: 2³¹ filters would take 8 GB. What grows with N is long long.
 //
 // `Products` says how numbers lie in the panels (constants, below), and has
 //     multiply_pixels(panel, filters)   sums += panel (BM, BK) · filters (BK, BN)
 //     multiply_windows(panel, windows)  sums += panelᵀ (BM, BK) · windows (BK, BN), for a panel (BK, BM)
-//     each_pixel(take)                  take(row, column, sums) for all that this thread has, some neighbours at a time,
+//     each_pixel(take)                  take(row, column, sums) for all that a thread has, some neighbours at a time,
 //     each_filter(take)                 after the one, and after the other
 
 constexpr int THREADS = BM / TM * (BN / TN);  // of a block: one for each TM × TN of its BM × BN results
@@ -29,7 +29,8 @@ struct Tap {
 struct Pixel { long long image; int h, w; };
 
 // Both images, forward's x and y or grad_input's dy and dx, and which pixels look where: result (n, i, j) of PH × PW an
-// image is the sum over the taps of x (n, i·stride_h + offset_h + direction·kh, …), and goes to y (n, i·step_h + first_h, …).
+// image is the sum over the taps of x (n, i·stride_h + offset_h + direction·kh, …), and goes to
+// y (n, i·step_h + first_h, …).
 #define WALK                                                                                                           \
     int N, int C, int H, int W, int O, int OH, int OW, int KH, int KW, int PH, int PW, int stride_h, int stride_w,     \
         int offset_h, int offset_w, int direction, int step_h, int step_w, int first_h, int first_w
@@ -135,8 +136,8 @@ __device__ __forceinline__ void convolve_tile(
         products.multiply_pixels(panels[step % STAGES], filter_panels[step % STAGES]);
     }
 
-    products.each_pixel([&](int row, int column, auto& sums) {
-        constexpr int count = sizeof(sums) / sizeof(Acc);
+    products.each_pixel([&](int row, int column, const Acc (&sums)[Products::NEIGHBOURS]) {
+        constexpr int count = Products::NEIGHBOURS;
         const long long p = first_p + row;
         const int o = first_o + column, room = p < static_cast<long long>(N) * PH * PW ? O - o : 0;
         const long long at = place_of(p, THE_WALK) + o;
@@ -155,11 +156,12 @@ __device__ __forceinline__ void convolve_tile(
         int padding_w
 #define THE_GEOMETRY N, C, H, W, O, KH, KW, OH, OW, stride_h, stride_w, padding_h, padding_w
 
-// A tile of the gradient of the filters, (filters × pixels) · (pixels × K): here it is the pixels that are summed over, and there
-// are many of them for few results. So blockIdx.y cuts them into parts, each of which writes a (O, K) of its own.
+// A tile of the gradient of the filters, (filters × pixels) · (pixels × K): here it is the pixels that are summed over,
+// and there are many of them for few results. So blockIdx.y cuts them into parts, each of which writes its own (O, K).
 // Rows of both panels lie in memory as they are read; a thread copies the same tap of every pixel that it comes to.
 template <class Products>
-__device__ __forceinline__ void grad_weight_tile(const T* dy, const T* x, T* dw, GEOMETRY, long long part, Products products) {
+__device__ __forceinline__ void grad_weight_tile(
+    const T* dy, const T* x, T* dw, GEOMETRY, long long part, Products products) {
     extern __shared__ float4 memory[];
     auto panels = reinterpret_cast<T(*)[BK][Products::PITCH_OF_BM]>(memory);
     auto window_panels = reinterpret_cast<T(*)[BK][Products::PITCH_OF_BN]>(panels + STAGES);
@@ -177,7 +179,8 @@ __device__ __forceinline__ void grad_weight_tile(const T* dy, const T* x, T* dw,
     auto announce = [&](int step) {
         if (threadIdx.x >= BK) return;
         const bool there = step * BK + static_cast<int>(threadIdx.x) < count;
-        pixels[step % 2][threadIdx.x] = {image, there ? i * stride_h - padding_h : -(1 << 30), j * stride_w - padding_w};
+        const int h = there ? i * stride_h - padding_h : -(1 << 30);  // past the last: beyond every border
+        pixels[step % 2][threadIdx.x] = {image, h, j * stride_w - padding_w};
         for (j += BK; j >= OW; j -= OW) {
             if (++i == OH) i = 0, image += static_cast<long long>(H) * W * C;
         }
@@ -231,8 +234,8 @@ __device__ __forceinline__ void grad_weight_tile(const T* dy, const T* x, T* dw,
     }
 
     T* const my_dw = dw + static_cast<long long>(blockIdx.y) * O * K;
-    products.each_filter([&](int row, int column, auto& sums) {
-        constexpr int count = sizeof(sums) / sizeof(Acc);
+    products.each_filter([&](int row, int column, const Acc (&sums)[Products::NEIGHBOURS]) {
+        constexpr int count = Products::NEIGHBOURS;
         const int o = first_o + row, k = first_k + column;
         alignas(count * sizeof(T)) T values[count];
 #pragma unroll
