@@ -13,7 +13,7 @@ from PIL import Image
 
 from minivgg.backends import cuda, nvrtc
 from minivgg.backends.array import to
-from minivgg.bench import conv_gpu, cudnn, gpu, pictures, pytorch, vgg_gpu
+from minivgg.bench import conv_gpu, cudnn, gpu, pictures, pytorch, vgg, vgg_gpu
 from minivgg.bench.race import Failed
 from minivgg.bench.tables import tables
 from minivgg.cli.main import main
@@ -216,18 +216,16 @@ def test_operands_are_more_than_the_cache_holds(fake):
     assert not np.array_equal(sets[0]["x"], sets[1]["x"])
 
 
-def on_sim(numbers):
-    return to(np.asarray(numbers, np.float32), "sim")
-
-
-def launch(name, *arguments):
-    cuda.kernel("bench/limits.cu", name)(2, 32, *arguments)
-
-
 def test_the_kernels_that_measure_limits_do_what_is_counted():
     """Three rounds. Multiply-adds: v → v/2 + ½, from i/2 for i < 8. Products of ones (and of 1.875 and 0 in turns, as
     float16 reads the bits of a float's 1) over k: eight sums of four numbers."""
-    numbers = on_sim([0.5, 0.5, *[0] * 64])
+
+    def launch(name, *arguments):
+        cuda.kernel("bench/limits.cu", name)(2, 32, *arguments)
+
+    numbers, a, b, sums = (
+        to(n.astype(np.float32), "sim") for n in (np.full(66, 0.5), *map(np.arange, (1000, 1000, 64)))
+    )
     launch("fma_chains", numbers, 3)
     assert (numbers[2:] == sum(1 - (1 - i / 2) / 8 for i in range(8))).all()
     numbers[0] = 1
@@ -235,7 +233,7 @@ def test_the_kernels_that_measure_limits_do_what_is_counted():
     assert (numbers[2:] == 3 * 8 * 4 * 8).all()
     launch("mma_f16_chains", numbers, 3)
     assert (numbers[2:] == 3 * 8 * 4 * 8 * 1.875**2).all()
-    a, b, sums = on_sim(np.arange(1000)), on_sim(np.zeros(1000)), on_sim(np.zeros(64))
+    b[:] = 0
     launch("copy_all", a, b, np.int64(250))
     launch("read_all", a, sums, np.int64(250))
     assert np.array_equal(a, b) and sums.sum() == a.sum()
@@ -354,14 +352,18 @@ def test_a_precision_that_is_none_is_told(race, fake):
         race.run(machine={}, precisions=("bf16",), progress=False)
 
 
-def test_networks_are_raced(fake, monkeypatch):
-    """Our forward on the fake GPU, whose kernels the simulator runs, against float64 on the CPU."""
-    monkeypatch.setattr(gpu, "worker_for", Here)
-    monkeypatch.setattr(gpu, "measure_limits", lambda: LIMITS)
+def test_the_network_is_raced_as_far_as_there_are_rivals(fake, monkeypatch):
     monkeypatch.setattr(pytorch, "installed", lambda: False)
-    monkeypatch.setattr(vgg_gpu, "to", lambda x, device: to(x, "sim"))
     assert list(vgg_gpu.contestants("forward")[0]) == ["minivgg", "minivgg frozen"]
     assert vgg_gpu.contestants("step") == ({"minivgg": vgg_gpu.ours}, ["PyTorch is not installed"])
+
+
+def test_scores_are_held_to_float64_on_one_image():
+    task = vgg.QUICK[0]
+    right = vgg.scores(task, images=1)
+    assert right.shape == (1, 10) and np.allclose(right, vgg.scores(task)[:1], rtol=1e-12, atol=0)
+    assert vgg_gpu._verdict(task, lambda: right) == {"error": 0.0}
+    assert vgg_gpu._verdict(task, lambda: 1.01 * right)["error"] == pytest.approx(0.01)
 
 
 def test_nvidias_wheels_are_looked_for_where_they_lie(tmp_path, monkeypatch):
