@@ -133,7 +133,7 @@ def test_a_step_asks_the_device_for_no_number(monkeypatch):
 def test_everything_stays_on_the_device():
     net = network().to("sim")
     optimizer = Adam(net.named_params())
-    x, labels = batch("sim")
+    x, _ = batch("sim")
     y = net.forward(x, train=True)
     assert device_of(net.backward(y)) == "sim"
     arrays = [p.data for p in net.named_params().values()] + [p.grad for p in net.named_params().values()]
@@ -173,7 +173,7 @@ def test_a_frozen_network_moves_as_well():
 
 def test_moving_keeps_every_number_and_its_memory_order():
     net, same = network(), network()
-    x, labels = batch("cpu")
+    x, _ = batch("cpu")
     for n in (net, same):
         n.backward(n.forward(x, train=True))
     assert net.to("sim") is net

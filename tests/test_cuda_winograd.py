@@ -111,13 +111,15 @@ def test_what_is_fused_is_what_it_is_one_after_the_other(name, variant):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_nan_is_not_hidden(name):
-    for place in np.ndindex(2, 2):
-        x, w, _, spec = tensors((1, 1, 2, 2), 1, 1)
-        x[0, 0, *place] = np.nan
+    """One pixel in a corner is seen by one output, and that by one of a pool's."""
+    size = NAMES[name] + 2
+    for corner in ((0, 0), (0, -1), (-1, 0), (-1, -1)):
+        x, w, _, spec = tensors((1, 1, size, size), 1, 0)
+        x[0, 0, *corner] = np.nan
         for variant in on_gpu.VARIANTS:
-            forward = passes(name, variant)[0]
-            assert np.isnan(forward(x, w, spec, relu=True)).all()
-            assert np.isnan(forward(x, w, spec, relu=True, pool=True)).all()
+            for pool in (False, True):
+                y = passes(name, variant)[0](x, w, spec, relu=True, pool=pool)
+                assert np.isnan(y[0, 0, *corner]) and np.isnan(y).sum() == 1
 
 
 def test_conv2d_takes_what_it_offers():
@@ -204,3 +206,15 @@ def test_no_race_and_no_stray_access(name):
             np.testing.assert_array_equal(a, other)
         with cudasim.checking(orders=("forward", "reverse", 1, 2)):
             forward(x, w, spec), grad_input(dy, w, spec), grad_weight(dy, x, spec)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_traffic_of_fused(name):
+    """It writes y and nothing else, and no two lanes of a warp wait for the same bank of shared memory."""
+    x, w, _, spec = tensors((1, 8, 8, 8), 32, 1)
+    with cudasim.checking(traffic=True) as launches:
+        y = passes(name, "fused")[0](x, w, spec)
+    traffic = launches[-1].traffic
+    assert sum(32 * t.transactions for t in traffic if (t.memory, t.access) == ("global", "write")) == y.nbytes
+    # M is stored 16 bytes a lane, a quarter of a warp at a time: without conflicts, but counted as four stores apart
+    assert [t.access for t in traffic if t.memory == "shared" and t.waste > 1] == ["write"]

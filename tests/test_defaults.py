@@ -6,7 +6,8 @@ import pytest
 
 from minivgg.ops.avgpool import avgpool2d_forward
 from minivgg.ops.batchnorm import batchnorm_forward, running_average
-from minivgg.ops.conv2d import ConvSpec, conv2d_backward, conv2d_forward
+from minivgg.ops.conv2d import Algorithm, ConvSpec, conv2d_backward, conv2d_forward
+from minivgg.ops.conv2d.spec import supports_everything
 from minivgg.ops.dropout import dropout_forward
 from minivgg.ops.linear import linear_backward
 from minivgg.ops.lrn import lrn_forward
@@ -14,6 +15,7 @@ from minivgg.ops.maxpool import maxpool2d_forward
 from minivgg.ops.softmax_cross_entropy import softmax_cross_entropy_forward
 
 DEFAULTS = {
+    Algorithm: {"supports": supports_everything, "fuses": False, "pools": False, "prepare": None, "growth": 1.0},
     avgpool2d_forward: {"stride": None, "padding": 0, "count_include_pad": True},
     batchnorm_forward: {"mean": None, "var": None, "eps": 1e-5},
     running_average: {"momentum": 0.1},

@@ -9,6 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from threadpoolctl import threadpool_info
 
+import minivgg.ops.gemm as module
+from minivgg.backends import workspace
 from minivgg.ops.gemm import gemm
 
 
@@ -145,3 +147,97 @@ def test_pieces_are_as_large_as_they_pay(monkeypatch):
     shapes.clear()
     gemm(np.ones((64, 2048)), np.ones((2048, 600)))
     assert sorted(shapes) == [((64, 2048), (2048, n)) for n in (88, 256, 256)]
+    shapes.clear()
+    for N, size in ((2, 16384), (1, 16384)):  # a product with a vector pays for a thread sooner
+        gemm(np.broadcast_to(1.0, (20000, 512)), np.broadcast_to(1.0, (512, N)))
+        assert sorted(shapes) == [((M, 512), (512, N)) for M in (20000 - size, size)]
+        shapes.clear()
+
+
+def test_blas_has_one_thread(monkeypatch):
+    seen = []
+    monkeypatch.setattr(module, "_multiply", lambda a, b, out: seen.extend(threadpool_info()))
+    gemm(np.ones((3, 3)), np.ones((3, 3)))
+    assert {pool["num_threads"] for pool in seen if pool["user_api"] == "blas"} == {1}
+
+
+def test_who_multiplies(monkeypatch):
+    """Our own kernel does it in float32, but for the product with a vector, unless that is a mere multiplication."""
+    asked = []
+    monkeypatch.setattr(module, "_by_blas", lambda a, b, out: asked.append("BLAS"))
+    monkeypatch.setattr(module, "_by_blocks", lambda a, b, out: asked.append("ours"))
+    for dtype, (M, K, N), who in (
+        ("float64", (4, 5, 6), "BLAS"),
+        ("float32", (4, 5, 6), "ours"),
+        ("float32", (2, 5, 6), "ours"),
+        ("float32", (1, 2, 6), "BLAS"),
+        ("float32", (6, 2, 1), "BLAS"),
+        ("float32", (6, 1, 1), "ours"),
+    ):
+        gemm(np.ones((M, K), dtype), np.ones((K, N), dtype))
+        assert asked.pop() == who
+
+
+@pytest.mark.parametrize(
+    "length, most, unit, workers, expected",
+    [
+        (1000, 224, 14, 1, 210),  # five blocks of 15 units
+        (1000, 224, 14, 3, 168),  # six, for three
+        (448, 224, 14, 2, 224),
+        (10, 224, 14, 4, 14),  # a unit at least
+    ],
+)
+def test_shares(length, most, unit, workers, expected):
+    assert module._share(length, most, unit, workers) == expected
+
+
+@pytest.fixture
+def blocks(monkeypatch):
+    """What our kernel was asked for, in place of it: (rows, columns, scratch of a, streaming)."""
+    asked = []
+    monkeypatch.setattr(module, "_blocks", lambda *given: asked.append((given[5], given[6], given[7], given[10])))
+    monkeypatch.setattr(module, "threads", lambda: 2)
+    return asked
+
+
+def result(M, N, start):
+    """A matrix whose memory begins `start` bytes behind where 64 bytes do."""
+    memory = workspace.buffer("test", (4 * M * N + start,), np.uint8)
+    return memory[start:].view(np.float32).reshape(M, N)
+
+
+def test_two_workers_share_columns_or_rows(blocks):
+    for N, expected in ((100, (210, 64)), (20, (168, 32))):
+        gemm(np.ones((1000, 9), np.float32), np.ones((9, N), np.float32))
+        assert blocks.pop()[:2] == expected
+
+
+def test_a_row_too_many_is_of_zeros(blocks):
+    for M, expected in ((4, 7), (3, 0)):
+        workspace.buffer("gemm a", (2, 30 * 272), np.float32)[...] = 7
+        gemm(np.ones((M, 9), np.float32), np.ones((9, 6), np.float32))
+        assert (blocks.pop()[2] == expected).all()
+
+
+@pytest.mark.parametrize(
+    "N, K, start, limit, streamed",
+    [
+        (16, 256, 0, 255, True),
+        (16, 256, 0, 256, False),  # not larger than the caches
+        (16, 257, 0, 255, False),  # added to a second time
+        (16, 256, 4, 255, False),  # not aligned, at its beginning or in its rows
+        (17, 256, 0, 255, False),
+    ],
+)
+def test_what_goes_past_the_caches(N, K, start, limit, streamed, blocks, monkeypatch):
+    monkeypatch.setattr(module, "_PAST_CACHES", limit)
+    gemm(np.ones((4, K), np.float32), np.ones((K, N), np.float32), out=result(4, N, start))
+    assert blocks.pop()[3] == streamed
+
+
+def test_transposed_factors_are_not_copied_beforehand():
+    matrix = np.ones((3, 4))
+    for one, turned in ((matrix, False), (matrix.T, True), (matrix[:1], False)):
+        found, found_turned = module._rows_of(one)
+        assert found_turned is turned
+        assert np.shares_memory(found, matrix)

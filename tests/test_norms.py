@@ -184,7 +184,7 @@ def test_refuses_half_of_the_statistics(name):
     shape=st.tuples(st.integers(1, 3), st.integers(1, 9), st.integers(1, 4), st.integers(1, 4)),
     size=st.integers(1, 8),
     alpha=st.sampled_from([1e-4, 1.0, 5.0]),
-    beta=st.sampled_from([0.5, 0.75, 1.0]),
+    beta=st.sampled_from([0.5, 0.75, 1.0, 1.75]),
     k=st.sampled_from([1.0, 2.0]),
 )
 def test_lrn_against_slow(dtype, shape, size, alpha, beta, k):
@@ -210,6 +210,13 @@ def test_lrn_backward_by_hand():
     x = np.array([0.0, 1, 2, -3]).reshape(4, 1, 1, 1)
     _, cache = lrn_forward(x, 1, alpha=1.0, beta=1.0, k=1.0)
     np.testing.assert_allclose(lrn_backward(np.ones_like(x), cache).ravel(), [1, 0, -3 / 25, -8 / 100], atol=1e-15)
+
+
+def test_lrn_of_one_pixel_more_than_a_block():
+    x, dy = np.random.default_rng(0).standard_normal((2, 1, 3, 5, 13))
+    last = (..., slice(4, 5), slice(12, 13))
+    dx, alone = (lrn_backward(g, lrn_forward(v)[1]) for v, g in ((x, dy), (x[last], dy[last])))
+    np.testing.assert_array_equal(dx[last], alone)
 
 
 @pytest.mark.parametrize("shape", [(3, 4), (2, 3, 4), (0, 3, 4, 5)])

@@ -42,6 +42,7 @@ def test_the_notebook_has_been_executed_from_its_beginning(source):
     outputs = [output for cell in cells for output in cell.outputs]
     assert {output.output_type for output in outputs} <= {"stream", "execute_result", "display_data"}
     assert not [output for output in outputs if output.get("name") == "stderr"]
+    assert not [o for o in outputs if o.get("data", {}).get("text/plain", "").startswith("<Fig") and len(o.data) == 1]
     assert not re.search(r" at 0x[0-9a-f]{6}", "".join(map(str, outputs)))  # an address: another one in each run
 
 

@@ -29,9 +29,13 @@ from nbclient.exceptions import CellExecutionError
 
 HERE = Path(__file__).resolve().parent
 SOURCES = sorted(HERE.glob("[0-9][0-9]_*.py"))
-SOLUTION = re.compile(r"^( *)### BEGIN SOLUTION\n(.*?)^ *### END SOLUTION\n?", re.DOTALL | re.MULTILINE)
-WORK_IN = "*This is the notebook to work in: where a cell raises `NotImplementedError`, it is your turn. \
+SOLUTION = re.compile(
+    r"^( *)### BEGIN SOLUTION\n(.*?)^ *### END SOLUTION\n?", re.DOTALL | re.MULTILINE
+)
+WORK_IN = (
+    "*This is the notebook to work in: where a cell raises `NotImplementedError`, it is your turn. \
 The finished page, with a solution to compare with, is [{name}](../{name}).*"
+)
 METADATA = {
     "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
     "language_info": {"name": "python"},
@@ -62,7 +66,9 @@ def to_work_in(source: Path) -> nbformat.NotebookNode:
     notebook = cells_of(source)
     for cell in notebook.cells:
         cell.source = skeleton(cell)
-    word = nbformat.v4.new_markdown_cell(WORK_IN.format(name=f"{source.stem}.ipynb"), id=f"{source.stem[:2]}-work-in")
+    word = nbformat.v4.new_markdown_cell(
+        WORK_IN.format(name=f"{source.stem}.ipynb"), id=f"{source.stem[:2]}-work-in"
+    )
     notebook.cells.insert(1, word)
     return notebook
 
@@ -79,7 +85,9 @@ def functions_to_write(source: Path) -> str:
     if not cells:
         return ""
     head = f'"""The exercises of ../{source.stem}.ipynb: minivgg check {cells[0].metadata["exercise"]} --file …"""'
-    return "\n\n\n".join([f"{head}\n\nimport numpy as np", *(skeleton(cell) for cell in cells)]) + "\n"
+    return (
+        "\n\n\n".join([f"{head}\n\nimport numpy as np", *(skeleton(cell) for cell in cells)]) + "\n"
+    )
 
 
 def solutions(source: Path) -> dict[str, str]:
@@ -91,7 +99,9 @@ def solutions(source: Path) -> dict[str, str]:
 def execute(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
     """Run all cells in a fresh process. Raises CellExecutionError for one that fails, or writes to stderr."""
     with tempfile.TemporaryDirectory() as scratch:
-        os.environ["MINIVGG_EXERCISES"] = f"{scratch}/exercises.json"  # a build solves nothing for anybody
+        os.environ["MINIVGG_EXERCISES"] = (
+            f"{scratch}/exercises.json"  # a build solves nothing for anybody
+        )
         client = NotebookClient(
             notebook, timeout=900, kernel_name="python3", record_timing=False, coalesce_streams=True
         )
@@ -100,11 +110,17 @@ def execute(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
         client.execute()
     notebook.metadata = METADATA  # without the version of Python
     for cell in notebook.cells:
-        if cell.cell_type == "code":  # that something compiles is said on a machine's first run alone
-            cell.outputs = [o for o in cell.outputs if not o.get("text", "").startswith("minivgg: compiling")]
+        if (
+            cell.cell_type == "code"
+        ):  # that something compiles is said on a machine's first run alone
+            cell.outputs = [
+                o for o in cell.outputs if not o.get("text", "").startswith("minivgg: compiling")
+            ]
         for output in cell.get("outputs", ()):
             if output.get("name") == "stderr":
-                raise CellExecutionError(f"{cell.source}\n\nwrites to stderr: {output.text}", "warning", output.text)
+                raise CellExecutionError(
+                    f"{cell.source}\n\nwrites to stderr: {output.text}", "warning", output.text
+                )
             if "metadata" in output:
                 output.metadata = {}
     return notebook

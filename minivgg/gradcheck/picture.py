@@ -5,6 +5,7 @@ import math
 import numpy as np
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from minivgg.gradcheck.diagnosis import axes_of
 from minivgg.gradcheck.numeric import Point, central, elements, some_of, taylor, taylor_order
@@ -43,6 +44,9 @@ def draw_error(figure: Figure, axes, point: Point, row: Row) -> np.ndarray:
     image, tiles = montage(error)
     shown = axes.imshow(np.maximum(image, _FAINT), "cividis", norm=LogNorm(_FAINT, 1), aspect="auto")
     axes.set_facecolor("#BBBBBB")
+    axes.grid(False)  # whatever the notebook's own style
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_locator(MaxNLocator(integer=True))
     names = axes_of(row.argument, claimed.ndim)
     if tiles:
         (A, B), (H, W) = claimed.shape[:2], tiles

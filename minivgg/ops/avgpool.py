@@ -57,14 +57,11 @@ def _forward_on_gpu(x, y, rows, cols, area):
 
 
 def _backward_on_gpu(dy, dx, rows, cols, area):
-    covering = (_covering(windows, size) for windows, size in zip((rows, cols), dx.shape[1:3], strict=True))
+    covering = []  # of each row, and of each column: the first window that covers it, and the one behind the last
+    for (begins, ends), size in zip((rows, cols), dx.shape[1:3], strict=True):
+        places = np.arange(size)
+        covering.append(np.stack([np.searchsorted(ends, places, "right"), np.searchsorted(begins, places, "right")]))
     _launch_on_gpu("backward", dx, dy, dx, *covering, area, dx.shape[1:3])
-
-
-def _covering(windows, size: int):
-    """(2, size): the first of the windows that covers each row, and the one behind the last that does."""
-    (begins, ends), places = windows, np.arange(size)
-    return np.stack([np.searchsorted(ends, places, "right"), np.searchsorted(begins, places, "right")])
 
 
 def _launch_on_gpu(name: str, result, source, target, rows, cols, area, size: tuple):

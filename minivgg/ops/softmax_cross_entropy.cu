@@ -47,7 +47,7 @@ extern "C" __global__ void softmax_backward(const T* dy, const T* y, T* dx, int 
 
 // losses (N,) and what backward needs. A label out of range, which the host does not look for, makes a NaN of the loss.
 extern "C" __global__ void cross_entropy(
-    const T* scores, const long long* labels, T* probabilities, T* targets, Acc* losses, T at_label, T everywhere,
+    const T* scores, const long long* labels, T* probabilities, T* targets, T* losses, T at_label, T everywhere,
     int K) {
     __shared__ Acc scratch[32];
     const long long first = static_cast<long long>(blockIdx.x) * K, label = labels[blockIdx.x];
@@ -65,13 +65,13 @@ extern "C" __global__ void cross_entropy(
     if (threadIdx.x == 0) losses[blockIdx.x] = label < 0 || label >= K ? Acc(__int_as_float(0x7fffffff)) : loss;
 }
 
-// One block: the mean of N losses.
-extern "C" __global__ void mean(const Acc* losses, T* loss, int N) {
+// By a single block: the mean of N losses.
+extern "C" __global__ void mean(const T* losses, T* loss, int N) {
     __shared__ Acc scratch[32];
     Acc sum = 0;
-    for (int n = threadIdx.x; n < N; n += blockDim.x) sum += losses[n];
+    for (int n = threadIdx.x; n < N; n += blockDim.x) sum += Acc(losses[n]);
     sum = block_sum(sum, scratch);
-    if (threadIdx.x == 0) *loss = sum / N;
+    if (threadIdx.x == 0) *loss = sum / Acc(N);
 }
 
 extern "C" __global__ void cross_entropy_backward(

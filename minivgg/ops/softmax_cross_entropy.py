@@ -84,11 +84,7 @@ def softmax_cross_entropy_backward(dloss, cache: CrossEntropyCache):
 def _kernel_on_gpu(name: str, scores):
     """The CUDA kernel `name`, and how it is launched with a block for each row: (kernel, grid, block)."""
     N, K = scores.shape
-    return kernel("ops/softmax_cross_entropy.cu", name, T=scores.dtype), N, _threads(K)
-
-
-def _threads(count: int) -> int:
-    return min(THREADS, -(-count // 32) * 32)
+    return kernel("ops/softmax_cross_entropy.cu", name, T=scores.dtype), N, min(THREADS, -(-K // 32) * 32)
 
 
 def _row_by_row_on_gpu(name: str, *arrays):
@@ -104,18 +100,18 @@ def _cross_entropy_on_gpu(scores, labels, label_smoothing: float):
     xp, (N, K), dtype = xp_of(scores), scores.shape, scores.dtype
     scores, labels = xp.ascontiguousarray(scores), xp.ascontiguousarray(labels, np.int64)
     probabilities, targets = xp.empty(scores.shape, dtype), xp.empty(scores.shape, dtype)
-    losses, loss = xp.empty(N, np.promote_types(dtype, np.float32)), xp.empty((), dtype)
+    losses, loss = xp.empty(N, dtype), xp.empty((), dtype)
     launch, *sizes = _kernel_on_gpu("cross_entropy", scores)
     launch(*sizes, scores, labels, probabilities, targets, losses, 1 - label_smoothing, label_smoothing / K, K)
-    launch, *_ = _kernel_on_gpu("mean", scores)
-    launch(1, _threads(N), losses, loss, N)
+    launch, *sizes = _kernel_on_gpu("mean", losses[None])
+    launch(*sizes, losses, loss, N)
     return loss, CrossEntropyCache(probabilities, targets)
 
 
 def _cross_entropy_backward_on_gpu(dloss, probabilities, targets):
     xp, dtype = xp_of(probabilities), probabilities.dtype
     dscores = xp.empty(probabilities.shape, dtype)
-    dloss = dloss.astype(dtype) if on_gpu(dloss) else xp.full((), dloss, dtype)
+    dloss = dloss.astype(dtype, copy=False) if on_gpu(dloss) else xp.full((), dloss, dtype)
     launch, N, _ = _kernel_on_gpu("cross_entropy_backward", probabilities)
     launch.over(dscores.size, probabilities, targets, dloss, dscores, N)
     return dscores

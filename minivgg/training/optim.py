@@ -111,7 +111,7 @@ def clip_gradients(params: dict[str, Param], max_norm: float):
     return norm
 
 
-_PARTS = 64  # of a sum of squares: enough for every multiprocessor to have some, few enough to be added in no time
+_PARTS = 512  # at most, of a sum of squares: a few for every multiprocessor, and added up in no time
 
 
 def _clip_on_gpu(gradients: list, max_norm: float):

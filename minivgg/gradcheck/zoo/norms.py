@@ -118,10 +118,10 @@ def batchnorm_last_channel_lost(dy, cache):
 
 
 @bug(_block_gradients, BATCHNORM, "x: what goes through the mean and variance of each channel is missing, or wrong")
-def batchnorm_last_block_lost(dy, x, mean, istd, block, dy_sums, dy_xhat_sums):
+def batchnorm_last_block_lost(dy, block, x, mean, istd, dy_sums, dy_xhat_sums):
     """Sums are taken in blocks of 16 pixels, and what is left over at the end is dropped."""
     whole = len(dy) // 16 * 16
-    _block_gradients(dy[:whole], x[:whole], mean, istd, block, dy_sums, dy_xhat_sums)
+    _block_gradients(dy[:whole], block, x[:whole], mean, istd, dy_sums, dy_xhat_sums)
 
 
 @bug(batchnorm_backward, GIVEN, "x: a batch leak")

@@ -76,20 +76,20 @@ def plan(spec: ConvSpec, direction="forward", *, device="cpu", dtype=np.float32,
         return _supported("im2col", spec, device)
     if device == "gpu":
         return next(ALGORITHMS[name] for name in planning.ON_GPU if not ALGORITHMS[name].supports(spec, device))
-    times = _times(spec, direction, device, prepared)
+    times = _times(spec, direction, prepared)
     return ALGORITHMS[min(times, key=times.get)]
 
 
-def _times(spec: ConvSpec, direction: str, device: str, prepared: bool) -> dict[str, float]:
-    """Algorithm → seconds, of all that support the geometry."""
+def _times(spec: ConvSpec, direction: str, prepared: bool) -> dict[str, float]:
+    """Algorithm → seconds on the CPU, of all that support the geometry there."""
     known = planning.measurements(threads()).get(planning.key(spec, direction), {})
-    estimates = _estimates(spec, direction, device, prepared, threads(), tuple(ALGORITHMS.values()))
+    estimates = _estimates(spec, direction, prepared, threads(), tuple(ALGORITHMS.values()))
     return {name: known.get(name, seconds) for name, seconds in estimates.items()}
 
 
 @functools.lru_cache(4096)  # a small network asks thousands of times a second
-def _estimates(spec, direction, device, prepared, threads, rows) -> dict[str, float]:
-    supported = [row.name for row in rows if row.supports(spec, device) is None]
+def _estimates(spec, direction, prepared, threads, rows) -> dict[str, float]:
+    supported = [row.name for row in rows if row.supports(spec, "cpu") is None]
     return {name: planning.estimate(name, spec, direction, threads, prepared) for name in supported}
 
 
@@ -100,7 +100,7 @@ def explain(spec: ConvSpec, direction="forward", *, device="cpu", dtype=np.float
         return f"{chosen.name}: {chosen.reason}"
     if device == "gpu":
         return f"{chosen.name}: {chosen.reason} (by a rule for GPUs; not measured yet)"
-    times = sorted((t, name) for name, t in _times(spec, direction, device, prepared).items() if t < float("inf"))
+    times = sorted((t, name) for name, t in _times(spec, direction, prepared).items() if t < float("inf"))
     return f"{chosen.name}: {chosen.reason} (expected: {', '.join(f'{name} {t * 1e3:.3g} ms' for t, name in times)})"
 
 

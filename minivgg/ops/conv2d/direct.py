@@ -205,7 +205,7 @@ def unpack_gradient(dw, spec: ConvSpec):
 def pack(w):
     """w (O, C, KH, KW) → panels (blocks of 32 outputs, KH·KW·C, 32); on a GPU (KH, KW, C, O)."""
     if on_gpu(w):
-        return direct_on_gpu.pack(w)
+        return direct_on_gpu.pack_on_gpu(w)
     w = nhwc(w)
     O, KH, KW, C = w.shape
     panels = workspace.buffer("direct filters", (-(-O // COLUMNS), KH * KW * C, COLUMNS), w.dtype)

@@ -50,12 +50,12 @@ def _grad_input_view(spec: ConvSpec) -> tuple[int, ...]:
     return spec.N, spec.O, spec.OH, spec.OW, spec.C, spec.KH, spec.KW, spec.H, spec.W, 1, 1, *offset, *spec.stride
 
 
-def pack(w):
+def pack_on_gpu(w):
     """w (O, C, KH, KW) → (KH, KW, C, O), outputs side by side."""
     return xp_of(w).ascontiguousarray(w.transpose(2, 3, 1, 0))
 
 
-def _pack_turned(w):
+def _pack_turned_on_gpu(w):
     """w (O, C, KH, KW) → (KH, KW, O, C), turned by 180°: the filters of grad_input."""
     return xp_of(w).ascontiguousarray(w[:, :, ::-1, ::-1].transpose(2, 3, 0, 1))
 
@@ -137,12 +137,12 @@ def _passes(convolve: Callable, correlate: Callable) -> tuple[Callable, Callable
 
     def forward_on_gpu(x, w, spec: ConvSpec, prepared=None, **more):
         y = xp_of(x).empty((spec.N, spec.OH, spec.OW, spec.O), x.dtype)
-        convolve(nhwc(x), pack(w) if prepared is None else prepared, y, _forward_view(spec), **more)
+        convolve(nhwc(x), pack_on_gpu(w) if prepared is None else prepared, y, _forward_view(spec), **more)
         return nchw(y)
 
     def grad_input_on_gpu(dy, w, spec: ConvSpec, **more):
         dx = xp_of(dy).empty((spec.N, spec.H, spec.W, spec.C), dy.dtype)
-        convolve(nhwc(dy), _pack_turned(w), dx, _grad_input_view(spec), **more)
+        convolve(nhwc(dy), _pack_turned_on_gpu(w), dx, _grad_input_view(spec), **more)
         return nchw(dx)
 
     return forward_on_gpu, grad_input_on_gpu, correlate

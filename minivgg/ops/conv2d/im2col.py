@@ -116,21 +116,15 @@ def _say_that_memory_is_short() -> None:
     )
 
 
-def _gather_chunk(x, columns, first: int, spec: ConvSpec) -> None:
-    if on_gpu(x):
-        launch = cuda.kernel("ops/conv2d/im2col.cu", "im2col", T=x.dtype)
-        launch.over(columns.size, x, columns, *spec.sizes, first)
-    else:
-        _gather(x, columns, first, spec.stride, spec.padding)
+def _gather_on_gpu(x, columns, first: int, spec: ConvSpec) -> None:
+    launch = cuda.kernel("ops/conv2d/im2col.cu", "im2col", T=x.dtype)
+    launch.over(columns.size, x, columns, *spec.sizes, first)
 
 
-def _add_chunk(columns, dx, first: int, spec: ConvSpec) -> None:
-    if on_gpu(dx):
-        images = (first + len(columns) - 1) // spec.OH - first // spec.OH + 1
-        launch = cuda.kernel("ops/conv2d/im2col.cu", "col2im", T=dx.dtype)
-        launch.over(images * dx[0].size, columns, dx, *spec.sizes, first, len(columns))
-    else:
-        _scatter_add(columns, dx, first, spec.stride, spec.padding)
+def _scatter_add_on_gpu(columns, dx, first: int, spec: ConvSpec) -> None:
+    images = (first + len(columns) - 1) // spec.OH - first // spec.OH + 1
+    launch = cuda.kernel("ops/conv2d/im2col.cu", "col2im", T=dx.dtype)
+    launch.over(images * dx[0].size, columns, dx, *spec.sizes, first, len(columns))
 
 
 def _columns_of(x, spec: ConvSpec):
@@ -140,7 +134,10 @@ def _columns_of(x, spec: ConvSpec):
         return
     x = nhwc(x)
     for first, columns in _chunks(spec, x):
-        _gather_chunk(x, columns, first, spec)
+        if on_gpu(x):
+            _gather_on_gpu(x, columns, first, spec)
+        else:
+            _gather(x, columns, first, spec.stride, spec.padding)
         yield _pixels(first, columns), columns.reshape(-1, spec.columns)
 
 
@@ -173,7 +170,10 @@ def grad_input(dy, w, spec: ConvSpec):
     dx = xp_of(dy).zeros((spec.N, spec.H, spec.W, spec.C), dy.dtype)
     for first, columns in _chunks(spec, dy):
         gemm(dy[_pixels(first, columns)], filters, out=columns.reshape(-1, spec.columns))
-        _add_chunk(columns, dx, first, spec)
+        if on_gpu(dx):
+            _scatter_add_on_gpu(columns, dx, first, spec)
+        else:
+            _scatter_add(columns, dx, first, spec.stride, spec.padding)
     return nchw(dx)
 
 

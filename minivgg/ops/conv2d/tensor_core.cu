@@ -44,11 +44,12 @@ __device__ __forceinline__ float inverse_of(unsigned most) {
     return exponent_of(most) == 255 ? 1.f : __uint_as_float((exponent_of(most) - 14u) << 23);
 }
 
-// Neighbouring terms of a sum, k and k + 1 of a row or a column, are read together. TF32's instruction would have them 4
-// apart; but terms may be numbered as one likes, as long as both factors agree.
-struct Pair { float x, y; };
+struct alignas(8) Pair { float of[2]; };
 
 // One lane's part of a left factor of 16 rows (four registers), or of a right one of 8 columns (two).
+//
+// It is given two neighbouring terms of a row or a column at a time. TF32's instruction would have them 4 apart; but terms
+// may be numbered as one likes, as long as both factors agree.
 template <int registers>
 struct Factor {
     static constexpr int PAIRS = HALVES ? registers : registers / 2;
@@ -56,12 +57,12 @@ struct Factor {
 
     __device__ __forceinline__ void set(int i, Pair p, float scale) {
 #if HALVES
-        const float x = p.x * scale, y = p.y * scale;
+        const float x = p.of[0] * scale, y = p.of[1] * scale;
         high[i] = to_f16x2(x, y);
         const float2 rounded = from_f16x2(high[i]);
         low[i] = to_f16x2((x - rounded.x) * 2048, (y - rounded.y) * 2048);
 #else
-        high[i] = to_tf32(p.x), high[i + registers / 2] = to_tf32(p.y);
+        high[i] = to_tf32(p.of[0]), high[i + registers / 2] = to_tf32(p.of[1]);
 #endif
     }
 };
@@ -92,7 +93,8 @@ struct Products {
     __device__ __forceinline__ void add(Left left, Right right) {
         const float left_scale = scale_of(left_most), right_scale = scale_of(right_most);
 #pragma unroll
-        for (int k = 2 * member; k < BK; k += DEEP) {
+        for (int first = 0; first < BK; first += DEEP) {
+            const int k = first + 2 * member;
             Factor<4> a[DOWN];
             Factor<2> b;
 #pragma unroll

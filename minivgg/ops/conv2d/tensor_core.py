@@ -3,8 +3,8 @@
 A tensor core multiplies small matrices whose numbers have 11 bits, and adds up in float32. There are two ways to feed
 float32 to it (see `tensor_core.cu`):
 
-`tf32`      Each factor is rounded to TF32, off by 2⁻¹¹ of itself at most; so a product is off by 2⁻¹⁰. That is what deep
-            learning usually runs on, and 8000 times coarser than float32's own 2⁻²³.
+`tf32`      Each factor is rounded to TF32, off by 2⁻¹¹ of itself at most; so a product is off by 2⁻¹⁰. Much of deep
+            learning runs on that. It is 8192 times coarser than float32's own 2⁻²³.
 `fp16x3`    Each factor is the sum of two float16, off by 2⁻²² of itself, and the three products that matter are added;
             the fourth, which is left out, is at most 2⁻²² of the product. All in all it is off by 3·2⁻²² ≈ 7·10⁻⁷ at
             most, and as signs vary by a few 10⁻⁸: then rounding in the sums, which is float32's, is what one sees.

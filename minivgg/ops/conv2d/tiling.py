@@ -1,8 +1,8 @@
 """How a GPU's convolutions are cut into tiles, and launched: what implicit_gemm and tensor_core share.
 
-A block of threads makes a tile of the result, BM × BN, of TM × TN for each thread, BK terms of the sums at a time. Large
-tiles read each number less often; small ones keep all multiprocessors of the GPU busy where there are few results. Which
-is better is arithmetic, done by `choose`. `RUNGS` are the ways from simple to fast of implicit_gemm.cu.
+A block of threads makes a tile of the result, BM × BN, of TM × TN for each thread, BK terms of the sums at a time.
+Large tiles read each number less often; small ones keep all multiprocessors of the GPU busy where results are few.
+Which is better is arithmetic, done by `choose`. `RUNGS` are the ways from simple to fast of implicit_gemm.cu.
 """
 
 import functools
@@ -62,7 +62,7 @@ TILES = {
 
 @dataclass(frozen=True)
 class Units:
-    """What multiplies: a file of kernels with its defines, how numbers lie in its panels, its tiles by bytes of one."""
+    """What multiplies: a file of kernels, its defines, its tiles by bytes of a number, and how panels lie in memory."""
 
     file: str
     tiles: dict[int, tuple[Tile, ...]]
@@ -164,9 +164,11 @@ def forward_on_gpu(x, w, spec: ConvSpec, bias=None, relu=False, prepared=None, *
 
 
 def grad_input_on_gpu(dy, w, spec: ConvSpec, mask=None, **how):
-    """dx, in a launch for each of stride² kinds of pixels: those that meet the same taps of the window. For each kind it
-    is a convolution with a stride of 1, by those taps in reverse; so no zero is multiplied, as there would be between
-    the pixels of dy spread apart."""
+    """dx, in a launch for each of stride² kinds of pixels: those that meet the same taps of the window.
+
+    For each kind it is a convolution with a stride of 1, by those taps in reverse; so no zero is multiplied, as there
+    would be between the pixels of dy spread apart.
+    """
     (KH, KW), (down, right), xp = (spec.KH, spec.KW), spec.stride, xp_of(dy)
     shape = (spec.N, spec.H, spec.W, spec.C)
     dx = xp.empty(shape, dy.dtype) if down <= KH and right <= KW else xp.zeros(shape, dy.dtype)  # some meet no tap
@@ -186,8 +188,8 @@ def grad_input_on_gpu(dy, w, spec: ConvSpec, mask=None, **how):
 def _convolve_on_gpu(
     x, filters, y, pixels, walk, bias=None, relu=False, mask=None, units=FMA, rung="pipelined", tile=None
 ):
-    """x (N, H, W, C) and filters (KH, KW, C, O) → y (N, OH, OW, O), as many `pixels` of it as `walk` says: see `WALK` of
-    the kernels."""
+    """x (N, H, W, C) and filters (KH, KW, C, O) → those `pixels` of y (N, OH, OW, O) that `walk` says: see `WALK` in
+    tiles.cuh."""
     (N, H, W, C), (KH, KW, _, O), (_, OH, OW, _) = x.shape, filters.shape, y.shape
     rows = N * pixels[0] * pixels[1]
     tile = tile or choose(rows, O, KH * KW * C, units.tiles[x.itemsize], multiprocessors(x))[0]

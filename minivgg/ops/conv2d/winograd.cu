@@ -106,7 +106,7 @@ __device__ __forceinline__ void store(const T (&tile)[TILE][TILE], T* y, IMAGE, 
 
 // ---- Phased: the launches around the products ----
 //
-// The places of one plane are counted by an int: 2³¹ of them in each of 16 planes would not fit on any GPU.
+// The places of one plane are counted by an int: 2³¹ of them in each of 16 planes would be 137 GB of V alone.
 
 // `tiles` tiles of x, from number `first` on → V (PLANES, tiles, C). They begin `up` and `left` of their outputs.
 extern "C" __global__ void transform_inputs(
@@ -122,8 +122,8 @@ extern "C" __global__ void transform_inputs(
     for (int p = 0; p < PLANES; p++) V[p * count + i] = v[p / SIDE][p % SIDE];
 }
 
-// w (O, 3, 3, C) → U (PLANES, depth, width): C × O, or, if `rotated` by 180° for grad_input, O × C; zeros beyond.
-// The loads of the one or the other are far apart; but all of w lies in the cache, and U is four times as large.
+// w (O, 3, 3, C) → U (PLANES, depth, width): C × O, or, if `rotated` by 180° for grad_input, O × C; zeros beyond. For
+// C × O a warp's loads lie far apart; but all of w stays in the second-level cache, and U is up to four times as large.
 extern "C" __global__ void transform_filters(
     const T* w, T* U, int O, int C, int width, int rotated, long long count) {
     const int i = static_cast<int>(global_thread());  // of the depth · width places of a plane
@@ -301,7 +301,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) convolve(
     for (int i = threadIdx.x; i < X_SIZE; i += THREADS) X[i] = 0;
     __syncthreads();
 
-    // and of the filters: four of one row of a plane, and of the same row some planes further, until there are no more
+    // and of the filters: four in a row of one plane, and the same ones in every so many planes after it
     const int row = threadIdx.x / QUADS;
     const long long plane_size = static_cast<long long>(depth) * width;
     filters += row / STEP * plane_size + row % STEP * width + o + threadIdx.x % QUADS * 4;
@@ -310,6 +310,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) convolve(
     if (transforms && channel < C) fetch_pixels(pixels, inside, W, C, X);
     fetch_filters(filters, planes_apart, U);
     cp_async_commit();
+
     T sums[AT_ONCE][8][4] = {};
     for (int c = 0; c < depth; c += STEP) {
         const int turn = c / STEP % 2;

@@ -26,7 +26,7 @@ _PART = 256  # tiles that are worth a sum of their own
 
 
 def variant_for(m: int, C: int, O: int, x) -> str:
-    """ "fused" if that is possible for F(m×m) on x's device and dtype, and predicted to be faster, else "phased".
+    """Fused if that is possible for F(m×m) on x's device and in x's dtype, and predicted to be faster; else phased.
 
     In each plane of a tile, phased moves C + O numbers out of a kernel and into the next, and multiplies C·O at the
     speed of cuBLAS; fused moves none, but transforms a tile again for each 32 outputs: of the instructions of a step of
@@ -63,9 +63,9 @@ def _shared(m: int) -> int:
 def _defines(m: int) -> dict:
     """The sizes and the matrices, as winograd.cu takes them."""
     forward, gradient = matrices(m, 3), matrices(3, m)
-    names = ("OUTPUTS", "FILTERS", "INPUTS")
-    lines = dict(zip(names, map(in_c, forward), strict=True))
-    return {"TILE": m, **lines, "UPSTREAM": in_c(gradient.filters), "GRADIENT": in_c(gradient.outputs)}
+    names = {"INPUTS": forward.inputs, "FILTERS": forward.filters, "OUTPUTS": forward.outputs}
+    names |= {"UPSTREAM": gradient.filters, "GRADIENT": gradient.outputs}
+    return {"TILE": m, **{name: in_c(matrix) for name, matrix in names.items()}}
 
 
 def variants() -> list[dict]:
@@ -94,6 +94,7 @@ def transform_on_gpu(m: int, w, rotated=False, variant=None):
 
 
 def forward_on_gpu(m, x, w, spec: ConvSpec, bias=None, relu=False, prepared=None, pool=False, variant=None):
+    """x (N, C, H, W), w (O, C, 3, 3) → y (N, O, OH, OW) by F(m×m), as `Algorithm` says, in one of `VARIANTS`."""
     x, U = nhwc(x), transform_on_gpu(m, w, variant=variant) if prepared is None else prepared
     halves = 2 if pool else 1
     y = xp_of(x).empty((spec.N, spec.OH // halves, spec.OW // halves, spec.O), x.dtype)
@@ -103,6 +104,7 @@ def forward_on_gpu(m, x, w, spec: ConvSpec, bias=None, relu=False, prepared=None
 
 
 def grad_input_on_gpu(m, dy, w, spec: ConvSpec, mask=None, variant=None):
+    """dy (N, O, OH, OW), w (O, C, 3, 3) → dx (N, C, H, W): forward, with the filters turned and C and O swapped."""
     dy, U = nhwc(dy), transform_on_gpu(m, w, rotated=True, variant=variant)
     dx = xp_of(dy).empty((spec.N, spec.H, spec.W, spec.C), dy.dtype)
     run = _convolutions[variant or variant_for(m, spec.C, spec.O, dy)]
@@ -153,6 +155,10 @@ _convolutions = {"phased": _phased_on_gpu, "fused": _fused_on_gpu}
 
 
 def grad_weight_on_gpu(m, dy, x, spec: ConvSpec):
+    """dy (N, O, OH, OW), x (N, C, H, W) → dw (O, C, 3, 3) by F(3×3, m×m).
+
+    Sums over tiles are cut into parts, the same ones in every run, and the parts are added up in their order.
+    """
     dy, x = nhwc(dy), nhwc(x)
     (N, H, W, C), (_, OH, OW, O), xp, P = x.shape, dy.shape, xp_of(x), _planes(m)
     grid = _grid(m, OH, OW)
