@@ -29,7 +29,7 @@ def rows_of(file: str, pool: Executor) -> list[list[str]]:
         taken = [answer.result() for answer in answers]
         variant = ", ".join(f"{key}={value}" for key, value in defines.items() if len(value) <= LONGEST)
         for kernel in sorted(taken[0]):
-            registers = [str(usage[kernel].registers) for usage in taken]
+            registers = [f"{usage[kernel].registers}{' spills' * (usage[kernel].spilled > 0)}" for usage in taken]
             rows.append([f"`{file}`", f"`{kernel}`", variant, *registers, f"{taken[0][kernel].shared:,}"])
     return rows
 
@@ -39,7 +39,8 @@ def main() -> None:
     head = ["file", "kernel", "variant", *(f"registers, {arch}" for arch in ARCHITECTURES), "shared memory, bytes"]
     with ProcessPoolExecutor(os.cpu_count(), get_context("spawn")) as pool:
         rows = [row for file in files for row in rows_of(file, pool)]
-    fill("kernels", f"{table(head, rows, 3)}\n\nBy NVRTC {nvrtc.version()}; none spills.", PAGE)
+    spilling = sum("spills" in "".join(row) for row in rows)
+    fill("kernels", f"{table(head, rows, 3)}\n\nBy NVRTC {nvrtc.version()}; {spilling or 'none'} of them spill.", PAGE)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from PIL import Image
 
 from minivgg.backends import cuda, nvrtc
 from minivgg.backends.array import to
-from minivgg.bench import conv_gpu, cudnn, gpu, pictures, pytorch, vgg_gpu
+from minivgg.bench import conv_gpu, cudnn, gpu, pictures, pytorch, vgg, vgg_gpu
 from minivgg.bench.race import Failed
 from minivgg.bench.tables import tables
 from minivgg.cli.main import main
@@ -32,7 +32,6 @@ def fake(monkeypatch):
     module = fake_gpu.cupy()
     fake_gpu.with_addresses(monkeypatch)
     monkeypatch.setitem(sys.modules, "cupy", module)
-    gpu._rounds_per_second.cache_clear()
     monkeypatch.setattr(gpu, "_chain", lambda rounds: None)
     monkeypatch.setattr(gpu, "_rounds_per_second", lambda: 1e9)
     return module
@@ -164,8 +163,8 @@ def test_an_algorithm_that_is_wrong_is_not_chosen(library):
 @pytest.mark.parametrize(("precision", "math", "dtype"), [("fp32", 3, 0), ("tf32", 0, 0), ("fp16", 1, 2)])
 def test_cudnn_is_told_which_arithmetic(precision, math, dtype, library):
     assert conv_gpu.by_cudnn(SPEC, "forward", precision, layout="NHWC").verdict()["error"] < 1e-3
-    described = [told for told in library.descriptors.values() if "math" in told]
-    assert described[0]["math"] == math and described[0]["kind"] == 0  # sums in float32
+    (described,) = [told for told in library.descriptors.values() if "math" in told]
+    assert described["math"] == math and described["kind"] == 0  # sums in float32
     assert {told["kind"] for told in library.descriptors.values() if "shape" in told} == {dtype}
 
 
@@ -216,18 +215,13 @@ def test_operands_are_more_than_the_cache_holds(fake):
     assert not np.array_equal(sets[0]["x"], sets[1]["x"])
 
 
-def on_sim(numbers):
-    return to(np.asarray(numbers, np.float32), "sim")
-
-
-def launch(name, *arguments):
-    cuda.kernel("bench/limits.cu", name)(2, 32, *arguments)
-
-
 def test_the_kernels_that_measure_limits_do_what_is_counted():
     """Three rounds. Multiply-adds: v → v/2 + ½, from i/2 for i < 8. Products of ones (and of 1.875 and 0 in turns, as
     float16 reads the bits of a float's 1) over k: eight sums of four numbers."""
-    numbers = on_sim([0.5, 0.5, *[0] * 64])
+    launch = lambda name, *arguments: cuda.kernel("bench/limits.cu", name)(2, 32, *arguments)  # noqa: E731
+    numbers, a, b, sums = (
+        to(n.astype(np.float32), "sim") for n in (np.full(66, 0.5), *map(np.arange, (1000, 1000, 64)))
+    )
     launch("fma_chains", numbers, 3)
     assert (numbers[2:] == sum(1 - (1 - i / 2) / 8 for i in range(8))).all()
     numbers[0] = 1
@@ -235,7 +229,7 @@ def test_the_kernels_that_measure_limits_do_what_is_counted():
     assert (numbers[2:] == 3 * 8 * 4 * 8).all()
     launch("mma_f16_chains", numbers, 3)
     assert (numbers[2:] == 3 * 8 * 4 * 8 * 1.875**2).all()
-    a, b, sums = on_sim(np.arange(1000)), on_sim(np.zeros(1000)), on_sim(np.zeros(64))
+    b[:] = 0
     launch("copy_all", a, b, np.int64(250))
     launch("read_all", a, sums, np.int64(250))
     assert np.array_equal(a, b) and sums.sum() == a.sum()
@@ -322,17 +316,21 @@ def test_who_fails_gets_a_fresh_process(raced, monkeypatch):
     workers = {}
     monkeypatch.setattr(gpu, "worker_for", lambda name: workers.setdefault(name, Here()))
     row = ALGORITHMS["naive"]
-    broken = type(row)("naive", "", lambda x, w, spec: 1 / 0, row.grad_input, row.grad_weight)
+
+    def illegal(x, w, spec):
+        raise RuntimeError("CUDA error: an illegal access" if spec == SPREAD else "no float16")
+
+    broken = type(row)("naive", "", illegal, row.grad_input, row.grad_weight)
     monkeypatch.setitem(ALGORITHMS, "naive", broken)
     record = raced(batches=(1,), precisions=("fp32",))
-    assert record["rows"][0]["results"]["minivgg naive"] == {"failure": "ZeroDivisionError: division by zero"}
+    assert record["rows"][0]["results"]["minivgg naive"] == {"failure": "RuntimeError: no float16"}
     assert "seconds" in record["rows"][1]["results"]["minivgg naive"]
     assert {name: worker.closed for name, worker in workers.items()} == {
-        "minivgg naive": 2,  # forward, of two geometries
+        "minivgg naive": 1,  # after the illegal access alone
         "cuDNN NCHW": 0,
         "cuDNN NHWC": 0,
     }
-    assert "minivgg naive: ZeroDivisionError" in str(tables(record)[1])
+    assert "minivgg naive: RuntimeError" in str(tables(record)[1])
 
 
 # ---- What a machine lacks, and what it is told
@@ -354,14 +352,18 @@ def test_a_precision_that_is_none_is_told(race, fake):
         race.run(machine={}, precisions=("bf16",), progress=False)
 
 
-def test_networks_are_raced(fake, monkeypatch):
-    """Our forward on the fake GPU, whose kernels the simulator runs, against float64 on the CPU."""
-    monkeypatch.setattr(gpu, "worker_for", Here)
-    monkeypatch.setattr(gpu, "measure_limits", lambda: LIMITS)
+def test_the_network_is_raced_as_far_as_there_are_rivals(fake, monkeypatch):
     monkeypatch.setattr(pytorch, "installed", lambda: False)
-    monkeypatch.setattr(vgg_gpu, "to", lambda x, device: to(x, "sim"))
     assert list(vgg_gpu.contestants("forward")[0]) == ["minivgg", "minivgg frozen"]
     assert vgg_gpu.contestants("step") == ({"minivgg": vgg_gpu.ours}, ["PyTorch is not installed"])
+
+
+def test_scores_are_held_to_float64_on_one_image():
+    task = vgg.QUICK[0]
+    right = vgg.scores(task, images=1)
+    assert right.shape == (1, 10) and np.allclose(right, vgg.scores(task)[:1], rtol=1e-12, atol=0)
+    assert vgg_gpu._verdict(task, lambda: right) == {"error": 0.0}
+    assert vgg_gpu._verdict(task, lambda: 1.01 * right)["error"] == pytest.approx(0.01)
 
 
 def test_nvidias_wheels_are_looked_for_where_they_lie(tmp_path, monkeypatch):
