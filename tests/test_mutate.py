@@ -4,7 +4,10 @@ import datetime
 import tomllib
 
 import mutate
+import numpy as np
 import pytest
+
+from minivgg.backends import microkernel
 
 
 @pytest.fixture
@@ -38,12 +41,24 @@ def test_scores_are_recorded_beside_those_of_other_files(tmp_path, monkeypatch):
     page.write_text("# why\n\n[scores]\n\n[[survivor]]\nfile = 'relu'\n")
     monkeypatch.setattr(mutate, "EXPLAINED", page)
     first, second = datetime.date(2026, 1, 2), datetime.date(2026, 3, 4)
-    mutate.record({"relu": {"mutants": 8, "noticed": 4, "late": 1, "date": first}})
-    mutate.record({"flatten": {"mutants": 2, "noticed": 2, "late": 0, "date": second}})
+    mutate.record("relu", {"mutants": 8, "noticed": 4, "late": 1, "date": first})
+    mutate.record("flatten", {"mutants": 2, "noticed": 2, "late": 0, "date": second})
     table = tomllib.loads(page.read_text())
     assert table["survivor"] == [{"file": "relu"}]
     assert list(table["scores"]) == ["flatten", "relu", "all"]
     assert table["scores"]["all"] == {"mutants": 10, "noticed": 6, "late": 1, "score": 0.6, "date": first}
+
+
+@pytest.mark.parametrize("add", [0, 1])
+def test_the_quick_product_is_the_product(add):
+    rng = np.random.default_rng(0)
+    a, b, c = rng.standard_normal((2, 5, 7)), rng.standard_normal((2, 9, 40)), rng.standard_normal((6, 50))
+    arguments = (a, 1, (35, 7, 2), b, 3, (360, 40)), (5, 50, (2, 3), add)  # of a, every other number of a row
+    expected, found = c.copy(), c.copy()
+    microkernel.product(4, *arguments[0], expected, *arguments[1])
+    mutate._quick_block(4, *arguments[0], found, *arguments[1])
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-14)
+    assert (found != c).sum() == 4 * 32
 
 
 def test_every_file_of_ops_has_tests():
