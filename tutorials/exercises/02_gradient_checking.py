@@ -1,4 +1,4 @@
-"""The exercises of ../02_gradient_checking.ipynb: minivgg check 02.1 --file …"""
+"""The exercises of ../02_gradient_checking.ipynb: minivgg check 02.1 --file 02_gradient_checking.py"""
 
 import numpy as np
 

@@ -1,4 +1,4 @@
-"""The exercises of ../04_convolution.ipynb: minivgg check 04.1 --file …"""
+"""The exercises of ../04_convolution.ipynb: minivgg check 04.1 --file 04_convolution.py"""
 
 import numpy as np
 

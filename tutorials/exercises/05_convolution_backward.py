@@ -1,4 +1,4 @@
-"""The exercises of ../05_convolution_backward.ipynb: minivgg check 05.1 --file …"""
+"""The exercises of ../05_convolution_backward.ipynb: minivgg check 05.1 --file 05_convolution_backward.py"""
 
 import numpy as np
 
