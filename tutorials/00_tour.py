@@ -24,6 +24,7 @@ from minivgg.training.config import Config
 from minivgg.training.loop import evaluate
 from minivgg.training.run import Run
 
+# %matplotlib inline
 FAST = "MINIVGG_FAST" in os.environ
 rng = np.random.default_rng(0)
 
@@ -50,8 +51,7 @@ plt.rcParams["figure.dpi"] = 80
 pictures.curves(trainer.history)
 
 # %% [markdown]
-# The first loss is about $\log 10 = 2.3$, as it should be: notebook 01 says why. What it does on 2,000 pictures that
-# it has never seen:
+# What it does on 2,000 pictures that it has never seen:
 
 # %%
 result = evaluate(trainer.model, trainer.test)
@@ -114,8 +114,8 @@ report.plot()
 # %% [markdown]
 # ## Race it
 #
-# One convolution, many algorithms: from seven loops, which are the definition, to one that makes do with less than
-# half of the multiplications. All give the same answer, and any network uses any of them by one argument.
+# One convolution, many algorithms: from seven loops, which are the definition, to one that makes do with a quarter of
+# the multiplications. All give the same answer, and any network uses any of them by one argument.
 
 # %% measured=true
 spec = ConvSpec.of((1, 64, 28, 28) if FAST else (1, 64, 112, 112), (64, 64, 3, 3), padding=1)
