@@ -4,6 +4,8 @@ import re
 
 import numpy as np
 import pytest
+from answers_06_to_08 import MISTAKES as LATER_MISTAKES
+from answers_06_to_08 import STYLES as LATER_STYLES
 from tutorial_files import TUTORIALS, build
 
 from minivgg.cli.main import main
@@ -11,7 +13,9 @@ from minivgg.errors import BadInput
 from minivgg.exercises import EXERCISES, check_exercise, check_file, progress
 from minivgg.exercises.progress import progress_file, record
 from minivgg.gradcheck.zoo import ZOO
+from minivgg.ops.batchnorm import batchnorm_backward, batchnorm_forward
 from minivgg.ops.linear import linear_backward, linear_forward
+from minivgg.ops.maxpool import maxpool2d_backward, maxpool2d_forward
 from minivgg.ops.softmax_cross_entropy import softmax_cross_entropy_backward, softmax_cross_entropy_forward
 
 SOLUTIONS = {name: code for source in build.SOURCES for name, code in build.solutions(source).items()}
@@ -60,8 +64,15 @@ def test_a_skeleton_says_what_to_write(exercise):
 PAIRS = {
     "01.1": (linear_forward, linear_backward),
     "01.3": (softmax_cross_entropy_forward, softmax_cross_entropy_backward),
+    "06.1": (maxpool2d_forward, maxpool2d_backward),
+    "06.2": (batchnorm_forward, batchnorm_backward),
 }
-ELSEWHERE = {"cross-entropy-smoothing-ignored"}  # asks for an option that the exercise does not have
+ELSEWHERE = {  # they ask for an option that the exercise does not have: smoothing, padding, given statistics
+    "cross-entropy-smoothing-ignored",
+    "maxpool-padding-forgotten",
+    "batchnorm-given-statistics-as-the-batchs",
+    "batchnorm-batch-statistics-at-test-time",
+}
 # What the conformance suite calls that which the gradient check, on its own, has other words for
 IN_OTHER_WORDS = {
     "dy = 0 gives a gradient of scores that is not 0": "dy = 0 gives 0",
@@ -70,6 +81,11 @@ IN_OTHER_WORDS = {
     "scores: none of the known patterns": "forward computes what the formula says",
     "x written to": "arguments and dy are left alone",
     "b: not summed over dimension 0: the gradient is (3, 4), the argument (4,)": "found db (3, 4)",
+    "bias: not summed over dimension 0: the gradient is (2, 3), the argument (3,)": "found dbias (2, 3)",
+    "x: wrong only in the last rows (1 to 16 of 0 to 16), the last columns (15 to 16 of 0 to 16)": (
+        "x: wrong only in row (1 of 0 to 16), column (15 of 0 to 16)"
+    ),
+    "the gradient of a tie went to place 3": "of equals, the first wins",
 }
 
 
@@ -119,6 +135,7 @@ MISTAKES = [
     ("01.3", "p.dtype.type(dloss / len(labels))", "p.dtype.type(dloss)", "which is N: its inverse is missing"),
     ("01.3", "prices.mean()", "prices.sum()", "forward computes what the formula says"),
     ("01.3", "p.dtype.type(dloss / len(labels))", "p.dtype.type(1 / len(labels))", "dy = 0 gives 0"),
+    *LATER_MISTAKES,
 ]
 
 
@@ -180,6 +197,7 @@ def cross_entropy_backward(up, kept):
     truth = np.eye(s.shape[1], dtype=s.dtype)[t]
     return (np.exp(s - log_sum[:, None]) - truth) * s.dtype.type(up) / len(t)
 """),
+    *LATER_STYLES,
 ]  # fmt: skip
 
 
