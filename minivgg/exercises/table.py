@@ -130,6 +130,8 @@ _ROWS = (
         ("col2im",),
         checks.forward_only(checks.COL2IM),
         "minivgg.ops.conv2d.im2col",
+    ),
+    Exercise(
         "06.1",
         "max-pooling, both ways",
         ("maxpool_forward", "maxpool_backward"),
