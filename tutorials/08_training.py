@@ -431,10 +431,10 @@ plt.show()
 # after a warm-up, augmentation, dropout; all ten thousand pictures.
 
 # %%
-epochs = 2 if FAST else 3
+epochs = 2 if FAST else 8
 pictures_seen = train.subset(slice(0, 320)) if FAST else train
-batches = Loader(pictures_seen, preprocessing, 64, augmentation=Augmentation(pad=2, flip=True), shuffle=True)
-model = yours("A", dropout=0.2)
+batches = Loader(pictures_seen, preprocessing, 64, augmentation=Augmentation(pad=1, flip=True), shuffle=True)
+model = yours("A", dropout=0.1)
 optimizer = MySGD(model.named_params(), weight_decay=5e-4)
 trainer = Trainer(model, batches, tests, optimizer, schedule("cosine", epochs, warmup=1.0), 0.03, epochs)
 trainer.fit(progress=False)
