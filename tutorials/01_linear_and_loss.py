@@ -58,7 +58,9 @@ def features(dataset):
 
 
 x_train, x_test = features(train), features(test)
-print(f"x {x_train.shape} {x_train.dtype}, mean {x_train.mean():+.2f}, standard deviation {x_train.std():.2f}")
+print(
+    f"x {x_train.shape} {x_train.dtype}, mean {x_train.mean():+.2f}, standard deviation {x_train.std():.2f}"
+)
 
 # %% [markdown]
 # ## A score is a dot product
@@ -79,7 +81,9 @@ by_hand = b[o]
 for f in range(784):
     by_hand += x_train[n, f] * w[o, f]
 y = x_train[:5] @ w.T + b
-print(f"784 products, added up: {by_hand:.12f}\nthe matrix product:     {y[n, o]:.12f}, one of {y.shape}")
+print(
+    f"784 products, added up: {by_hand:.12f}\nthe matrix product:     {y[n, o]:.12f}, one of {y.shape}"
+)
 
 # %% [markdown]
 # ## The way back
@@ -138,8 +142,8 @@ check_exercise("01.1", linear_forward, linear_backward)
 # %% [markdown]
 # That answer did not come from comparing with a stored solution. Your backward was held to the *slope of your own
 # forward*: change an input a little, look how much the output changes, and compare with what backward said. How that
-# is done so that nothing slips through is the next notebook. Here is what it says of a
-# layer whose author averaged where a sum is due:
+# is done so that nothing slips through is the next notebook. Here is what it says of a layer whose author averaged
+# where a sum is due:
 
 
 # %%
@@ -148,7 +152,12 @@ def averaged(dy, cache):
     return dx, dw / len(dy), db
 
 
-check((linear_forward, averaged), rng.standard_normal((7, 5)), rng.standard_normal((6, 5)), rng.standard_normal(6))
+check(
+    (linear_forward, averaged),
+    rng.standard_normal((7, 5)),
+    rng.standard_normal((6, 5)),
+    rng.standard_normal(6),
+)
 
 # %% [markdown]
 # The row that is wrong, the ratio, and a sentence on what kind of wrong. Seven samples, seven times too small.
@@ -239,19 +248,30 @@ check_exercise("01.2", softmax_forward)
 p = np.linspace(0.002, 1, 500)
 figure, axes = plt.subplots(figsize=(6.5, 3.2))
 axes.plot(p, -np.log(p), color=pictures.BLUE, linewidth=2)
-for value, word in ((1.0, "certain, and right"), (0.5, "a coin"), (0.1, "one in ten"), (0.01, "surprised")):
+for value, word in (
+    (1.0, "certain, and right"),
+    (0.5, "a coin"),
+    (0.1, "one in ten"),
+    (0.01, "surprised"),
+):
     axes.plot(value, -np.log(value), "o", color=pictures.RED)
-    axes.annotate(f"{word}: {-np.log(value):.2f}", (value, -np.log(value)), (4, 8), textcoords="offset points")
-axes.set(xlabel="probability given to the truth", ylabel="price: −log p", xlim=(0, 1.35), ylim=(-0.2, 5.6))
+    axes.annotate(
+        f"{word}: {-np.log(value):.2f}", (value, -np.log(value)), (4, 8), textcoords="offset points"
+    )
+axes.set(
+    xlabel="probability given to the truth",
+    ylabel="price: −log p",
+    xlim=(0, 1.35),
+    ylim=(-0.2, 5.6),
+)
 plt.show()
 
 # %% [markdown]
 # ### Why every training log begins with the same number
 #
 # Before it has learnt anything, a network that starts with small weights gives all $K$ classes about the same score.
-# Then each gets $p = 1/K$, and whatever the label, the price is $-\log(1/K) = \log K$. For ten classes that is 2.30,
-# for ImageNet's thousand 6.91. A first loss that is far from it says that something is wrong before training has
-# begun: the weights are too large, or the inputs are.
+# Then each gets $p = 1/K$, and whatever the label, the price is $-\log(1/K) = \log K$. A first loss that is far from
+# it says that something is wrong before training has begun: the weights are too large, or the inputs are.
 
 
 # %%
@@ -263,8 +283,9 @@ def first_loss(spread):
 
 spreads = 10.0 ** np.arange(-4, 1)
 losses = [first_loss(spread) for spread in spreads]
+print(f"{np.log(10):.4f} for ten classes, {np.log(1000):.4f} for ImageNet's thousand\n")
 for spread, loss in zip(spreads, losses, strict=True):
-    print(f"weights of size {spread:<7g} first loss {loss:8.4f}    log 10 = {np.log(10):.4f}")
+    print(f"weights of size {spread:<7g} first loss {loss:8.4f}")
 
 # %% [markdown]
 # Large random weights are not merely ignorant, they are *sure* of nonsense, and pay for it.
@@ -327,7 +348,10 @@ def cross_entropy_backward(dloss, cache):
 check_exercise("01.3", cross_entropy_forward, cross_entropy_backward)
 
 # %%
-from minivgg.ops.softmax_cross_entropy import softmax_cross_entropy_backward, softmax_cross_entropy_forward
+from minivgg.ops.softmax_cross_entropy import (
+    softmax_cross_entropy_backward,
+    softmax_cross_entropy_forward,
+)
 
 print(inspect.getsource(softmax_cross_entropy_forward))
 print(inspect.getsource(softmax_cross_entropy_backward))
@@ -359,14 +383,18 @@ for _ in range(epochs):
         b -= rate * db
         history.append(loss)
 linear_accuracy = np.mean((x_test @ w.T + b).argmax(axis=1) == test.labels)
-print(f"first loss {history[0]:.4f} (log 10 = {np.log(10):.4f}), last {np.mean(history[-200:]):.4f}")
+print(
+    f"first loss {history[0]:.4f} (log 10 = {np.log(10):.4f}), last {np.mean(history[-200:]):.4f}"
+)
 print(f"test accuracy {linear_accuracy:.1%}, by guessing 10%")
 
 # %%
 figure, axes = plt.subplots(figsize=(7, 3))
 axes.plot(history, color="#BBBBBB", linewidth=0.7, label="each batch")
 smooth = np.convolve(history, np.ones(100) / 100, "valid")
-axes.plot(np.arange(len(smooth)) + 50, smooth, color=pictures.BLUE, linewidth=2, label="mean of 100")
+axes.plot(
+    np.arange(len(smooth)) + 50, smooth, color=pictures.BLUE, linewidth=2, label="mean of 100"
+)
 axes.axhline(np.log(10), color=pictures.RED, linestyle="--", label="log 10: no idea")
 axes.set(xlabel="step", ylabel="loss", ylim=(0, 2.5))
 axes.legend()
@@ -403,7 +431,9 @@ from minivgg.testing import check_layer
 
 class MyLinear(Layer):
     def __init__(self, inputs, outputs):
-        self.weight = Param((rng.standard_normal((outputs, inputs)) * np.sqrt(2 / inputs)).astype(np.float32))
+        self.weight = Param(
+            (rng.standard_normal((outputs, inputs)) * np.sqrt(2 / inputs)).astype(np.float32)
+        )
         self.bias = Param(np.zeros(outputs, np.float32))
 
     def output_shape(self, shape):
@@ -419,7 +449,9 @@ class MyLinear(Layer):
         return dx
 
 
-print(check_layer(MyLinear(6, 4), (3, 6), without=["a foreign dy is refused"], raise_on_failure=False))
+print(
+    check_layer(MyLinear(6, 4), (3, 6), without=["a foreign dy is refused"], raise_on_failure=False)
+)
 
 # %% [markdown]
 # Two of them with a ReLU between can do what one cannot: the first makes features, the second weighs them. The
@@ -438,7 +470,9 @@ for _ in range(epochs):
         model.backward(cross_entropy_backward(np.float32(1), loss_cache), need_dx=False)
         optimizer.step(0.01)
 deep_accuracy = np.mean(model.forward(x_test).argmax(axis=1) == test.labels)
-print(f"one layer {linear_accuracy:.1%}, two layers {deep_accuracy:.1%} right on {len(test):,} test pictures")
+print(
+    f"one layer {linear_accuracy:.1%}, two layers {deep_accuracy:.1%} right on {len(test):,} test pictures"
+)
 
 # %% [markdown]
 # ## What you have now

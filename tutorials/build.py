@@ -29,9 +29,11 @@ from nbclient.exceptions import CellExecutionError
 
 HERE = Path(__file__).resolve().parent
 SOURCES = sorted(HERE.glob("[0-9][0-9]_*.py"))
-SOLUTION = re.compile(r"^( *)### BEGIN SOLUTION\n(.*?)^ *### END SOLUTION\n?", re.DOTALL | re.MULTILINE)
-WORK_IN = "*This is the notebook to work in: where a cell raises `NotImplementedError`, it is your turn. \
-The finished page, with a solution to compare with, is [{name}](../{name}).*"
+SOLUTION = re.compile(r"^( *)### BEGIN SOLUTION\n(.*?)^ *### END SOLUTION\n?", re.S | re.M)
+WORK_IN = (
+    "*This is the notebook to work in: where a cell raises `NotImplementedError`, it is your turn. "
+    "The finished page, with a solution to compare with, is [{name}](../{name}).*"
+)
 METADATA = {
     "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
     "language_info": {"name": "python"},
@@ -62,7 +64,9 @@ def to_work_in(source: Path) -> nbformat.NotebookNode:
     notebook = cells_of(source)
     for cell in notebook.cells:
         cell.source = skeleton(cell)
-    word = nbformat.v4.new_markdown_cell(WORK_IN.format(name=f"{source.stem}.ipynb"), id=f"{source.stem[:2]}-work-in")
+    word = nbformat.v4.new_markdown_cell(
+        WORK_IN.format(name=f"{source.stem}.ipynb"), id=f"{source.stem[:2]}-work-in"
+    )
     notebook.cells.insert(1, word)
     return notebook
 
@@ -78,8 +82,9 @@ def functions_to_write(source: Path) -> str:
     cells = [cell for cell in cells_of(source).cells if "exercise" in cell.metadata]
     if not cells:
         return ""
-    head = f'"""The exercises of ../{source.stem}.ipynb: minivgg check {cells[0].metadata["exercise"]} --file …"""'
-    return "\n\n\n".join([f"{head}\n\nimport numpy as np", *(skeleton(cell) for cell in cells)]) + "\n"
+    command = f"minivgg check {cells[0].metadata['exercise']} --file {source.name}"
+    head = f'"""The exercises of ../{source.stem}.ipynb: {command}"""\n\nimport numpy as np'
+    return "\n\n\n".join([head, *map(skeleton, cells)]) + "\n"
 
 
 def solutions(source: Path) -> dict[str, str]:
@@ -89,34 +94,40 @@ def solutions(source: Path) -> dict[str, str]:
 
 
 def execute(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
-    """Run all cells in a fresh process. Raises CellExecutionError for one that fails, or writes to stderr."""
+    """Run all cells in a fresh process. Raises CellExecutionError if one fails, or writes to stderr."""
+    client = NotebookClient(notebook, timeout=900, kernel_name="python3", record_timing=False)
+    client.coalesce_streams = True
+    client.resources = {"metadata": {"path": str(HERE)}}
+    client.extra_arguments = ["--IPKernelApp.log_level=ERROR"]
     with tempfile.TemporaryDirectory() as scratch:
-        os.environ["MINIVGG_EXERCISES"] = f"{scratch}/exercises.json"  # a build solves nothing for anybody
-        client = NotebookClient(
-            notebook, timeout=900, kernel_name="python3", record_timing=False, coalesce_streams=True
-        )
-        client.resources = {"metadata": {"path": str(HERE)}}
-        client.extra_arguments = ["--IPKernelApp.log_level=ERROR"]
+        # a build solves nothing for anybody
+        os.environ["MINIVGG_EXERCISES"] = f"{scratch}/exercises.json"
         client.execute()
     notebook.metadata = METADATA  # without the version of Python
     for cell in notebook.cells:
-        if cell.cell_type == "code":  # that something compiles is said on a machine's first run alone
-            cell.outputs = [o for o in cell.outputs if not o.get("text", "").startswith("minivgg: compiling")]
-        for output in cell.get("outputs", ()):
-            if output.get("name") == "stderr":
-                raise CellExecutionError(f"{cell.source}\n\nwrites to stderr: {output.text}", "warning", output.text)
-            if "metadata" in output:
-                output.metadata = {}
+        if cell.cell_type == "code":
+            cell.outputs = [output for output in map(kept, cell.outputs) if output]
     return notebook
+
+
+def kept(output: nbformat.NotebookNode) -> nbformat.NotebookNode | None:
+    """An output without what changes from run to run. Raises CellExecutionError if it is a warning."""
+    if output.get("name") == "stderr":
+        if output.text.startswith("minivgg: compiling"):  # said on a machine's first run alone
+            return None
+        raise CellExecutionError(f"written to stderr: {output.text}", "warning", output.text)
+    if "metadata" in output:
+        output.metadata = {}
+    return output
 
 
 def keep_measurements(notebook: nbformat.NotebookNode, path: Path) -> None:
     """Put back the outputs of cells that read the clock, where their code is what it was."""
-    before = {cell.id: cell for cell in nbformat.read(path, 4).cells} if path.exists() else {}
+    cells = nbformat.read(path, 4).cells if path.exists() else []
+    before = {cell.source: cell.outputs for cell in cells if cell.metadata.get("measured")}
     for cell in notebook.cells:
-        old = before.get(cell.id)
-        if cell.metadata.get("measured") and old is not None and old.source == cell.source:
-            cell.outputs = old.outputs
+        if cell.metadata.get("measured"):
+            cell.outputs = before.get(cell.source, cell.outputs)
 
 
 def write(notebook: nbformat.NotebookNode, path: Path) -> None:
@@ -148,8 +159,8 @@ def main() -> int:
         if not arguments.measure:
             keep_measurements(notebook, target)
         write(notebook, target)
-        write(to_work_in(source), HERE / "exercises" / target.name)
         if code := functions_to_write(source):
+            write(to_work_in(source), HERE / "exercises" / target.name)
             (HERE / "exercises" / source.name).write_text(code, encoding="utf-8")
     return min(failed, 1)
 

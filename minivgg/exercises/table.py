@@ -35,6 +35,9 @@ POOLS = (
 )  # fmt: skip
 NORMED = tuple(Case(x, x[1:2], x[1:2]) for x in ((2, 3, 2, 2), (3, 4, 2, 5), (1, 17, 3, 3)))
 SCORES = Case((4, 5), labels=LABELS), Case((1, 2), labels=np.array([1]))
+DROPPED = tuple(Case(shape, p=p, seed=7) for shape, p in [((3, 4, 5, 6), 0.4), ((7, 5), 0.4), ((1, 33), 0.0)])
+# their generator may draw float32 numbers for float32 arrays, and so another mask
+MASKS = "float32 gives what float64 gives"
 
 _ROWS = (
     Exercise(
@@ -57,6 +60,76 @@ _ROWS = (
         ("cross_entropy_forward", "cross_entropy_backward"),
         checks.pair("softmax_cross_entropy", *SCORES, extra=checks.no_log_of_zero),
         "minivgg.ops.softmax_cross_entropy",
+    ),
+    Exercise(
+        "02.1",
+        "a central difference",
+        ("central_difference",),
+        checks.slope_of,
+        "minivgg.gradcheck.numeric.central",
+    ),
+    Exercise(
+        "02.2",
+        "a gradient check that sees the zoo",
+        ("is_right",),
+        checks.gradient_check,
+        "minivgg.gradcheck.check",
+    ),
+    Exercise(
+        "03.1",
+        "ReLU, both ways",
+        ("relu_forward", "relu_backward"),
+        checks.pair("relu"),
+        "minivgg.ops.relu",
+    ),
+    Exercise(
+        "03.2",
+        "inverted dropout, both ways",
+        ("dropout_forward", "dropout_backward"),
+        checks.pair("dropout", *DROPPED, without=(MASKS,), extra=checks.keeps_the_mean),
+        "minivgg.ops.dropout",
+    ),
+    Exercise(
+        "04.1",
+        "how many windows fit",
+        ("output_size",),
+        checks.counts_places,
+        "minivgg.ops.windows.output_size",
+    ),
+    Exercise(
+        "04.2",
+        "convolution in seven loops",
+        ("conv_forward",),
+        checks.forward_only(checks.CONV_FORWARD),
+        "minivgg.ops.conv2d.naive",
+    ),
+    Exercise(
+        "04.3",
+        "im2col",
+        ("im2col",),
+        checks.forward_only(checks.IM2COL),
+        "minivgg.ops.conv2d.im2col",
+    ),
+    Exercise(
+        "05.1",
+        "the gradient of the filters",
+        ("grad_weight",),
+        checks.conv_pass("grad_weight"),
+        "minivgg.ops.conv2d.naive",
+    ),
+    Exercise(
+        "05.2",
+        "the gradient of the input",
+        ("grad_input",),
+        checks.conv_pass("grad_input"),
+        "minivgg.ops.conv2d.naive",
+    ),
+    Exercise(
+        "05.3",
+        "col2im, the adjoint of im2col",
+        ("col2im",),
+        checks.forward_only(checks.COL2IM),
+        "minivgg.ops.conv2d.im2col",
     ),
     Exercise(
         "06.1",

@@ -117,7 +117,7 @@ def check_exercise(exercise: str, *functions: Callable) -> Verdict:
         report = row.check(*functions)
     errors = [result.error for result in report.failures]
     if any(isinstance(error, NotImplementedError) for error in errors):
-        where = next(filter(None, map(_last_line_of_theirs, errors)), "")
+        where = next(filter(None, map(_last_line_of_theirs, errors)), "").partition(":")[0]
         missing = f"It raises NotImplementedError{f' in {where}' if where else ''}: that is where your code goes."
         verdict = Verdict(row, None, missing + f"\n{_to_write(row)}")
     else:

@@ -60,7 +60,7 @@ def conv_op(algorithm: Algorithm, geometries: Iterable[str]) -> ConvOp:
         return algorithm.grad_input(dy, w, spec), algorithm.grad_weight(dy, x, spec)
 
     cases = tuple(conv_case(geometry, bias=False) for geometry in geometries)
-    name = f"algorithm {algorithm.name}"
+    name = forward.__name__ = f"algorithm {algorithm.name}"  # reports of the gradient check are headed by it
     return ConvOp(name, forward, backward, cases, affine_in=("x", "w"), algorithm=algorithm)
 
 
