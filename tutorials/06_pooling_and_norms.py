@@ -44,7 +44,9 @@ def show(axes, values, title, frames=()):
     for (i, j), value in np.ndenumerate(values):
         axes.text(j, i, f"{value:g}", ha="center", va="center", fontsize=12)
     for i, j in frames:
-        axes.add_patch(Rectangle((j - 0.5, i - 0.5), 1, 1, fill=False, edgecolor=pictures.RED, linewidth=3))
+        axes.add_patch(
+            Rectangle((j - 0.5, i - 0.5), 1, 1, fill=False, edgecolor=pictures.RED, linewidth=3)
+        )
     axes.set_title(title, fontsize=11)
     axes.set(xticks=[], yticks=[])
     axes.grid(False)
@@ -136,7 +138,9 @@ print(
 # %% exercise="06.1"
 def maxpool_forward(x, size, stride):
     ### BEGIN SOLUTION
-    windows = np.lib.stride_tricks.sliding_window_view(x, (size, size), axis=(2, 3))[:, :, ::stride, ::stride]
+    windows = np.lib.stride_tricks.sliding_window_view(x, (size, size), axis=(2, 3))[
+        :, :, ::stride, ::stride
+    ]
     flat = windows.reshape(*windows.shape[:4], size * size)
     winner = flat.argmax(axis=-1)
     y = np.take_along_axis(flat, winner[..., None], axis=-1)[..., 0]
@@ -173,7 +177,9 @@ flat, dy = np.zeros((1, 2, 4, 4)), rng.standard_normal((1, 2, 2, 2))
 y, cache = maxpool_forward(flat, 2, 2)
 print(f"raise all of x by h, and Σ dy·y rises by h times {dy.sum():.4f}")
 print(f"one winner for each window claims        h times {maxpool_backward(dy, cache).sum():.4f}")
-print(f"comparing claims                         h times {by_comparing(dy, (flat, y, 2)).sum():.4f}")
+print(
+    f"comparing claims                         h times {by_comparing(dy, (flat, y, 2)).sum():.4f}"
+)
 
 # %% [markdown]
 # Would the gradient check see it? At a kink there is no slope to compare with, only one on either side, and it asks
@@ -210,7 +216,9 @@ print(inspect.getsource(maxpool._backward))
 y, cache = maxpool.maxpool2d_forward(maps, 2)
 mine = maxpool_forward(maps, 2, 2)
 assert np.array_equal(mine[0], y)
-print(f"x has {maps.nbytes:,} bytes, the library keeps {cache.argmax.nbytes:,}, mine {mine[1][0].nbytes:,} of integers")
+print(
+    f"x has {maps.nbytes:,} bytes, the library keeps {cache.argmax.nbytes:,}, mine {mine[1][0].nbytes:,} of integers"
+)
 
 # %% [markdown]
 # ## The average of each window
@@ -224,7 +232,9 @@ from minivgg.ops.avgpool import adaptive_avgpool2d_forward, avgpool2d_forward
 
 picture = batch[labels == 9][:1]
 figure, grid = plt.subplots(2, 4, figsize=(9, 4.4))
-for row, pool, name in zip(grid, (maxpool.maxpool2d_forward, avgpool2d_forward), ("max", "average"), strict=True):
+for row, pool, name in zip(
+    grid, (maxpool.maxpool2d_forward, avgpool2d_forward), ("max", "average"), strict=True
+):
     row[0].set_ylabel(name, fontsize=12)
     pooled = picture
     for axes in row:
@@ -278,7 +288,11 @@ plt.show()
 # %%
 from minivgg.ops.lrn import lrn_backward, lrn_forward
 
-check((lrn_forward, lrn_backward), rng.standard_normal((1, 7, 2, 2)), options={"size": 5, "alpha": 0.5, "k": 2.0})
+check(
+    (lrn_forward, lrn_backward),
+    rng.standard_normal((1, 7, 2, 2)),
+    options={"size": 5, "alpha": 0.5, "k": 2.0},
+)
 
 # %% [markdown]
 # The paper tried it once, as network A-LRN, and printed (table 3, top-1 error at one scale): A 29.6%, A-LRN 29.7%.
@@ -313,7 +327,13 @@ def milliseconds(layer, x, repeat=2 if FAST else 6):
 
 
 x = rng.standard_normal((4, 64, 56, 56)).astype(np.float32)
-for layer in (Conv2d(64, 64, 3, padding=1), LocalResponseNorm(5, 5e-4, k=2.0), BatchNorm2d(64), ReLU(), MaxPool2d(2)):
+for layer in (
+    Conv2d(64, 64, 3, padding=1),
+    LocalResponseNorm(5, 5e-4, k=2.0),
+    BatchNorm2d(64),
+    ReLU(),
+    MaxPool2d(2),
+):
     print(f"{layer!r:60} {milliseconds(layer, x):6.1f} ms, gives {layer.output_shape(x.shape)}")
 
 # %% [markdown]
@@ -334,13 +354,22 @@ tests = Loader(test.subset(slice(0, 500 if FAST else 2000)), preprocessing, 250)
 
 def learn(model, steps, rate, seed=0):
     batches = Loader(train, preprocessing, 64, shuffle=True, seed=seed)
-    trainer = Trainer(model, batches, tests, SGD(model.named_params()), schedule("constant", 9), rate, 9)
+    trainer = Trainer(
+        model, batches, tests, SGD(model.named_params()), schedule("constant", 9), rate, 9
+    )
     losses = [trainer.step(*both)[0] for both in itertools.islice(batches.epoch(0), steps)]
     return losses, evaluate(model, tests).accuracy
 
 
 steps, seeds = (10, 1) if FAST else (100, 4)
-small = {"classes": 10, "channels": 1, "input_size": 32, "width": 1 / 8, "classifier_width": 64, "dropout": 0.0}
+small = {
+    "classes": 10,
+    "channels": 1,
+    "input_size": 32,
+    "width": 1 / 8,
+    "classifier_width": 64,
+    "dropout": 0.0,
+}
 
 
 def with_a_constant(seed):
@@ -356,7 +385,9 @@ variants = {
 }
 for name, build in variants.items():
     found = [learn(build(seed), steps, 0.02, seed)[1] for seed in range(seeds)]
-    print(f"{name:13} right after {steps} steps: {', '.join(f'{a:.1%}' for a in found)}; mean {np.mean(found):.1%}")
+    print(
+        f"{name:13} right after {steps} steps: {', '.join(f'{a:.1%}' for a in found)}; mean {np.mean(found):.1%}"
+    )
 
 # %% [markdown]
 # The means differ by a few points, and seeds of one and the same network by fifteen. So short a training cannot tell
@@ -378,15 +409,29 @@ for name, build in variants.items():
 
 # %%
 figure, panels = plt.subplots(1, 2, figsize=(9, 2.8), sharey=True)
-channels = rng.standard_normal((3, 5000)) * np.array([[0.3], [2.0], [5.0]]) + np.array([[4.0], [-3.0], [0.0]])
+channels = rng.standard_normal((3, 5000)) * np.array([[0.3], [2.0], [5.0]]) + np.array(
+    [[4.0], [-3.0], [0.0]]
+)
 for axes, values, name in zip(
     panels,
-    (channels, (channels - channels.mean(axis=1, keepdims=True)) / channels.std(axis=1, keepdims=True)),
+    (
+        channels,
+        (channels - channels.mean(axis=1, keepdims=True)) / channels.std(axis=1, keepdims=True),
+    ),
     ("three channels", "the same, normalised"),
     strict=True,
 ):
-    for channel, colour in zip(values, (pictures.BLUE, pictures.ORANGE, pictures.GREEN), strict=True):
-        axes.hist(channel, np.linspace(-12, 12, 121), density=True, histtype="step", color=colour, linewidth=1.8)
+    for channel, colour in zip(
+        values, (pictures.BLUE, pictures.ORANGE, pictures.GREEN), strict=True
+    ):
+        axes.hist(
+            channel,
+            np.linspace(-12, 12, 121),
+            density=True,
+            histtype="step",
+            color=colour,
+            linewidth=1.8,
+        )
     axes.set(title=name, xlabel="value", ylim=(0, 1.5))
 plt.show()
 
@@ -493,7 +538,9 @@ y, cache = batchnorm_forward(x, weight, bias)
 dx, _, _ = batchnorm_backward(dy, cache)
 for name, direction in (("all up", np.ones_like(x)), ("stretched", cache[0])):
     before, after = ((a * direction).sum(axis=(0, 2, 3)) for a in (dy, dx))
-    print(f"{name:10} dy has {before.round(3)}, dx {np.array2string(after, formatter={'float': '{:+.0e}'.format})}")
+    print(
+        f"{name:10} dy has {before.round(3)}, dx {np.array2string(after, formatter={'float': '{:+.0e}'.format})}"
+    )
 longer = batchnorm_forward(100 * x + 7, weight, bias)[0]
 print(f"y of 100·x + 7 differs from y of x by at most {np.abs(longer - y).max():.0e}")
 
@@ -616,7 +663,12 @@ for layer, shape in ((MyMaxPool(), (2, 3, 6, 4)), (MyBatchNorm(3), (4, 3, 3, 2))
 def network(pool, norm):
     layers, channels = [], 1
     for filters in (8, 16, 32):
-        layers += [Conv2d(channels, filters, 3, padding=1), *([norm(filters)] if norm else []), ReLU(), pool()]
+        layers += [
+            Conv2d(channels, filters, 3, padding=1),
+            *([norm(filters)] if norm else []),
+            ReLU(),
+            pool(),
+        ]
         channels = filters
     return initialise(Sequential(*layers, Flatten(), Linear(32 * 16, 10)), "he", seed=1)
 
@@ -648,9 +700,13 @@ for rate in rates:
         except Diverged:
             found[name].append(np.nan)
 figure, axes = plt.subplots(figsize=(6.5, 3.2))
-for (name, accuracies), colour, mark in zip(found.items(), (pictures.BLUE, pictures.ORANGE), "os", strict=True):
+for (name, accuracies), colour, mark in zip(
+    found.items(), (pictures.BLUE, pictures.ORANGE), "os", strict=True
+):
     axes.plot(rates, accuracies, f"{mark}-", color=colour, label=name)
-    print(f"{name:16} {'  '.join(f'{rate:g}: {a:.1%}' for rate, a in zip(rates, accuracies, strict=True))}")
+    print(
+        f"{name:16} {'  '.join(f'{rate:g}: {a:.1%}' for rate, a in zip(rates, accuracies, strict=True))}"
+    )
 axes.axhline(0.1, color=pictures.GREY, linestyle=":", label="guessing")
 axes.set(xscale="log", xlabel="learning rate", ylabel=f"right, after {steps} steps", ylim=(0, 1))
 axes.legend()
