@@ -5,6 +5,8 @@ import re
 import numpy as np
 import pytest
 from answers import MISTAKES, STYLES
+from answers_in_cuda import MISTAKES as MISTAKES_IN_CUDA
+from answers_in_cuda import STYLES as STYLES_IN_CUDA
 from tutorial_files import TUTORIALS, build
 
 from minivgg.cli.main import main
@@ -112,7 +114,7 @@ def same_words(expected, text):
     return next(plain) in next(plain)
 
 
-@pytest.mark.parametrize(("exercise", "right", "wrong", "says"), MISTAKES, ids=range(len(MISTAKES)))
+@pytest.mark.parametrize(("exercise", "right", "wrong", "says"), [*MISTAKES, *MISTAKES_IN_CUDA])
 def test_a_mistake_is_named(exercise, right, wrong, says, answer):
     assert right in SOLUTIONS[exercise]
     verdict = answer(exercise, SOLUTIONS[exercise].replace(right, wrong))
@@ -126,7 +128,7 @@ def test_the_line_that_raises_is_shown(answer):
     assert re.search(r"in +linear_backward, line \d+: return dy @ w, dy @ x", str(verdict)), verdict
 
 
-@pytest.mark.parametrize(("exercise", "code"), STYLES, ids=range(len(STYLES)))
+@pytest.mark.parametrize(("exercise", "code"), [*STYLES, *STYLES_IN_CUDA])
 def test_another_style_is_as_good(exercise, code, answer):
     verdict = answer(exercise, code)
     assert verdict.ok, verdict

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from minivgg.exercises import checks
+from minivgg.exercises import checks, kernels
 from minivgg.testing import CASES, Case, Report
 from minivgg.testing.cases import LABELS
 
@@ -120,6 +120,20 @@ _ROWS = (
         ("col2im",),
         checks.forward_only(checks.COL2IM),
         "minivgg.ops.conv2d.im2col",
+    ),
+    Exercise(
+        "11.1",
+        "bias and ReLU, coalesced",
+        ("bias_relu",),
+        kernels.written_in_cuda(kernels.BIAS_RELU),
+        "minivgg/ops/channels.cu",
+    ),
+    Exercise(
+        "11.2",
+        "a convolution through a tile",
+        ("tiled_conv",),
+        kernels.written_in_cuda(kernels.TILED_CONV),
+        "minivgg/ops/conv2d/direct.cu",
     ),
 )
 EXERCISES: dict[str, Exercise] = {row.id: row for row in _ROWS}
