@@ -5,6 +5,8 @@ import re
 import numpy as np
 import pytest
 from answers import MISTAKES, STYLES
+from answers_06_to_08 import MISTAKES as LATER_MISTAKES
+from answers_06_to_08 import STYLES as LATER_STYLES
 from answers_in_cuda import MISTAKES as MISTAKES_IN_CUDA
 from answers_in_cuda import STYLES as STYLES_IN_CUDA
 from tutorial_files import TUTORIALS, build
@@ -14,12 +16,16 @@ from minivgg.errors import BadInput
 from minivgg.exercises import EXERCISES, check_exercise, check_file, progress
 from minivgg.exercises.progress import progress_file, record
 from minivgg.gradcheck.zoo import ZOO
+from minivgg.ops.batchnorm import batchnorm_backward, batchnorm_forward
 from minivgg.ops.conv2d import im2col
 from minivgg.ops.dropout import dropout_backward, dropout_forward
 from minivgg.ops.linear import linear_backward, linear_forward
+from minivgg.ops.maxpool import maxpool2d_backward, maxpool2d_forward
 from minivgg.ops.relu import relu_backward, relu_forward
 from minivgg.ops.softmax_cross_entropy import softmax_cross_entropy_backward, softmax_cross_entropy_forward
 
+MISTAKES = [*MISTAKES, *LATER_MISTAKES, *MISTAKES_IN_CUDA]
+STYLES = [*STYLES, *LATER_STYLES, *STYLES_IN_CUDA]
 SOLUTIONS = {name: code for source in build.SOURCES for name, code in build.solutions(source).items()}
 each = pytest.mark.parametrize("exercise", EXERCISES)
 
@@ -71,8 +77,15 @@ FUNCTIONS = {
     "03.2": (dropout_forward, dropout_backward),
     "05.1": (im2col.grad_weight,),
     "05.2": (im2col.grad_input,),
+    "06.1": (maxpool2d_forward, maxpool2d_backward),
+    "06.2": (batchnorm_forward, batchnorm_backward),
 }
-ELSEWHERE = {"cross-entropy-smoothing-ignored"}  # asks for an option that the exercise does not have
+ELSEWHERE = {  # they ask for an option that the exercise does not have: smoothing, padding, given statistics
+    "cross-entropy-smoothing-ignored",
+    "maxpool-padding-forgotten",
+    "batchnorm-given-statistics-as-the-batchs",
+    "batchnorm-batch-statistics-at-test-time",
+}
 # What the conformance suite calls that which the gradient check, on its own, has other words for
 IN_OTHER_WORDS = {
     "dy = 0 gives a gradient of scores that is not 0": "dy = 0 gives 0",
@@ -86,6 +99,11 @@ IN_OTHER_WORDS = {
     "a second run gives another gradient of x": "twice the same gives the same bits",
     "a forward with other inputs in between changes the gradient of x: the cache is shared": "a cache belongs to its",
     "b: not summed over dimension 0: the gradient is (3, 4), the argument (4,)": "found db (3, 4)",
+    "bias: not summed over dimension 0: the gradient is (2, 3), the argument (3,)": "found dbias (2, 3)",
+    "x: wrong only in the last rows (1 to 16 of 0 to 16), the last columns (15 to 16 of 0 to 16)": (
+        "x: wrong only in row (1 of 0 to 16), column (15 of 0 to 16)"
+    ),
+    "the gradient of a tie went to place 3": "of equals, the first wins",
 }
 
 
@@ -114,7 +132,7 @@ def same_words(expected, text):
     return next(plain) in next(plain)
 
 
-@pytest.mark.parametrize(("exercise", "right", "wrong", "says"), [*MISTAKES, *MISTAKES_IN_CUDA])
+@pytest.mark.parametrize(("exercise", "right", "wrong", "says"), MISTAKES, ids=range(len(MISTAKES)))
 def test_a_mistake_is_named(exercise, right, wrong, says, answer):
     assert right in SOLUTIONS[exercise]
     verdict = answer(exercise, SOLUTIONS[exercise].replace(right, wrong))
@@ -128,7 +146,7 @@ def test_the_line_that_raises_is_shown(answer):
     assert re.search(r"in +linear_backward, line \d+: return dy @ w, dy @ x", str(verdict)), verdict
 
 
-@pytest.mark.parametrize(("exercise", "code"), [*STYLES, *STYLES_IN_CUDA])
+@pytest.mark.parametrize(("exercise", "code"), STYLES, ids=range(len(STYLES)))
 def test_another_style_is_as_good(exercise, code, answer):
     verdict = answer(exercise, code)
     assert verdict.ok, verdict

@@ -9,6 +9,7 @@ import pytest
 
 from minivgg.backends import workspace
 from minivgg.ops.conv2d import ALGORITHMS, ConvSpec, direct, implicit_gemm, packing, winograd
+from minivgg.ops.conv2d.toom_cook import growth
 from minivgg.testing import oracles
 
 FAST = "direct", "implicit_gemm", "winograd2", "winograd"
@@ -51,10 +52,54 @@ def drawn(case):
         (6272, 2, 2, (64, 2)),
         (60, 4, 2, (60, 2)),  # too few tiles for two groups: every worker has half of the outputs
         (60, 3, 8, (60, 1)),
+        (128, 8, 8, (64, 2)),  # two groups for eight: each worker has a quarter of the outputs
     ],
 )
 def test_shares_of_winograd(tiles, blocks, workers, expected):
     assert winograd._tiling(tiles, blocks, workers) == expected
+
+
+def test_portions_of_winograd(monkeypatch):
+    """As many tiles as the cache holds, or as twice the gradient; not more than there are, and one at least."""
+    monkeypatch.setattr(winograd, "_CHUNK", 1000)
+    portions = [
+        winograd._tiles_at_once(*sizes) for sizes in ((90, 10, 9), (90, 100, 9), (90, 100, 1000), (90, 5000, 9))
+    ]
+    assert portions == [90, 10, 20, 1]
+
+
+def test_what_winograd_asks_for(monkeypatch):
+    shapes = {}
+    monkeypatch.setattr(winograd, "threads", lambda: 3)
+    monkeypatch.setattr(winograd, "_CHUNK", 0)
+    monkeypatch.setattr(
+        winograd.kernels, "convolve", lambda *given: shapes.update(forward=[m.shape for m in given[-4:-1]])
+    )
+    monkeypatch.setattr(winograd.kernels, "correlate", lambda *given: shapes.update(dw=[m.shape for m in given[-4:]]))
+    spec = ConvSpec.of((3, 50, 40, 40), (34, 50, 3, 3), 1, 1)
+    x, w, dy = (np.zeros(shape, np.float32) for shape in (spec.x_shape, spec.w_shape, spec.y_shape))
+    assert winograd.transform(4, w).shape == (36, 2, 50, 32)
+    # 300 tiles are 5 groups of 64, nearly, 6 for three workers, of 50; 64 or 80 numbers a row, and 16 apart
+    ALGORITHMS["winograd"].forward(x, w, spec)
+    assert shapes["forward"] == [(3, 36, 50, 80), (3, 36, 50, 80), (3, 36 * 80)]
+    few = ConvSpec.of((3, 3, 40, 40), (64, 3, 3, 3), 1, 1)  # more outputs at a time than inputs: they take the patch
+    ALGORITHMS["winograd"].forward(np.zeros(few.x_shape), np.zeros(few.w_shape), few)
+    assert shapes["forward"] == [(3, 36, 50, 48), (3, 36, 50, 80), (3, 36 * 64)]
+    # twice a gradient of 34 × 80 is as much as 34 tiles of 80 + 80 numbers
+    ALGORITHMS["winograd"].grad_weight(dy, x, spec)
+    assert shapes["dw"] == [(36, 34, 80), (36, 34, 80), (36, 34, 80), (3, 36 * 80)]
+
+
+def test_winograd_pads_filters_to_vectors_if_it_must():
+    for O, C, expected in ((16, 32, None), (17, 16, (32, 3, 3, 16)), (32, 17, (32, 3, 3, 32))):
+        w = np.ones((O, 3, 3, C))
+        padded = winograd._padded(w)
+        assert padded is w if expected is None else padded.shape == expected
+
+
+def test_winograd_refuses_more_padding_than_its_tiles_reach():
+    for padding, reason in ((2, None), (3, "its padding must be at most 2")):
+        assert winograd.supports(ConvSpec.of((1, 1, 4, 4), (1, 1, 3, 3), 1, padding), "cpu") == reason
 
 
 def test_bands_of_direct():
@@ -115,9 +160,13 @@ def test_direct_copies_no_whole_blocks():
     assert direct.widened(narrow).shape == (1, 2, 2, 64)
 
 
-def test_rows_of_direct_and_the_others():
-    for name in FAST:
-        assert ALGORITHMS[name].fuses
+@pytest.mark.parametrize("name", FAST)
+def test_row(name):
+    row, m = ALGORITHMS[name], {"winograd2": 2, "winograd": 4}.get(name)
+    assert row.fuses
+    assert row.pools is (m is not None)
+    assert row.growth == (max(growth(m, 3), growth(3, m)) if m else 1)
+    assert row.supports(drawn("little of everything")[0], "gpu") is None
 
 
 @pytest.mark.parametrize(

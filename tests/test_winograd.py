@@ -49,12 +49,12 @@ def test_sandwich_is_a_matrix_product_on_both_sides():
     np.testing.assert_allclose(sandwich(matrix.tolist(), tile.tolist()), matrix @ tile @ matrix.T)
 
 
-@pytest.mark.parametrize("m", [1, 2, 3, 4])
+@pytest.mark.parametrize("m", [(), (1,), (2,), (3,)], ids="m {}".format)
 def test_winograd_in_numpy(m):
     rng = np.random.default_rng(0)
     x, w = rng.standard_normal((2, 3, 12 + 2, 24 + 2)), rng.standard_normal((4, 3, 3, 3))
     expected = naive.forward(x, w, ConvSpec.of(x.shape, w.shape))
-    np.testing.assert_allclose(winograd.in_numpy(x, w, m), expected, atol=1e-12)
+    np.testing.assert_allclose(winograd.in_numpy(x, w, *m), expected, atol=1e-12)
 
 
 @pytest.mark.parametrize("stride", [(), (2,), (3,)], ids="stride {}".format)

@@ -270,9 +270,8 @@ plt.show()
 # ### Why every training log begins with the same number
 #
 # Before it has learnt anything, a network that starts with small weights gives all $K$ classes about the same score.
-# Then each gets $p = 1/K$, and whatever the label, the price is $-\log(1/K) = \log K$. For ten classes that is 2.30,
-# for ImageNet's thousand 6.91. A first loss that is far from it says that something is wrong before training has
-# begun: the weights are too large, or the inputs are.
+# Then each gets $p = 1/K$, and whatever the label, the price is $-\log(1/K) = \log K$. A first loss that is far from
+# it says that something is wrong before training has begun: the weights are too large, or the inputs are.
 
 
 # %%
@@ -284,8 +283,9 @@ def first_loss(spread):
 
 spreads = 10.0 ** np.arange(-4, 1)
 losses = [first_loss(spread) for spread in spreads]
+print(f"{np.log(10):.4f} for ten classes, {np.log(1000):.4f} for ImageNet's thousand\n")
 for spread, loss in zip(spreads, losses, strict=True):
-    print(f"weights of size {spread:<7g} first loss {loss:8.4f}    log 10 = {np.log(10):.4f}")
+    print(f"weights of size {spread:<7g} first loss {loss:8.4f}")
 
 # %% [markdown]
 # Large random weights are not merely ignorant, they are *sure* of nonsense, and pay for it.

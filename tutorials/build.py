@@ -159,8 +159,8 @@ def main() -> int:
         if not arguments.measure:
             keep_measurements(notebook, target)
         write(notebook, target)
-        write(to_work_in(source), HERE / "exercises" / target.name)
         if code := functions_to_write(source):
+            write(to_work_in(source), HERE / "exercises" / target.name)
             (HERE / "exercises" / source.name).write_text(code, encoding="utf-8")
     return min(failed, 1)
 

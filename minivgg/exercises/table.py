@@ -5,8 +5,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from minivgg.exercises import checks, kernels
+from minivgg.exercises import checks, checks_of_networks, kernels
 from minivgg.testing import CASES, Case, Report
+from minivgg.testing.arrays import distinct
 from minivgg.testing.cases import LABELS
 
 
@@ -24,6 +25,15 @@ class Exercise:
 
 # a layer as wide as the one before comes first: what is transposed still fits there, and can be named
 LINEAR = Case((3, 4), (4, 4), (4,)), *(case for case in CASES["linear"].cases if len(case.shapes) == 3)
+# small ones first, where the gradient check measures every element, and can say more; then overlaps, gaps, and more
+# places than a byte can number
+POOLS = (
+    *(Case(shape, draw=distinct, kernel_size=k, stride=s) for shape, k, s in [
+        ((1, 2, 4, 4), 2, 2), ((2, 3, 7, 5), 3, 2), ((1, 2, 6, 5), 2, 1), ((1, 2, 7, 7), 2, 3), ((3, 1, 4, 4), 4, 4),
+    ]),
+    Case((1, 1, 17, 17), draw=checks_of_networks.ascending, kernel_size=17, stride=17),
+)  # fmt: skip
+NORMED = tuple(Case(x, x[1:2], x[1:2]) for x in ((2, 3, 2, 2), (3, 4, 2, 5), (1, 17, 3, 3)))
 SCORES = Case((4, 5), labels=LABELS), Case((1, 2), labels=np.array([1]))
 DROPPED = tuple(Case(shape, p=p, seed=7) for shape, p in [((3, 4, 5, 6), 0.4), ((7, 5), 0.4), ((1, 33), 0.0)])
 # their generator may draw float32 numbers for float32 arrays, and so another mask
@@ -120,6 +130,48 @@ _ROWS = (
         ("col2im",),
         checks.forward_only(checks.COL2IM),
         "minivgg.ops.conv2d.im2col",
+    ),
+    Exercise(
+        "06.1",
+        "max-pooling, both ways",
+        ("maxpool_forward", "maxpool_backward"),
+        checks.pair("maxpool2d", *POOLS, extra=checks_of_networks.one_of_equals),
+        "minivgg.ops.maxpool",
+    ),
+    Exercise(
+        "06.2",
+        "batch norm, both ways",
+        ("batchnorm_forward", "batchnorm_backward"),
+        checks.pair("batchnorm", *NORMED, extra=checks_of_networks.normalises),
+        "minivgg.ops.batchnorm",
+    ),
+    Exercise(
+        "07.1",
+        "how far a unit sees",
+        ("receptive_field",),
+        checks_of_networks.sees,
+        "minivgg.insight.ledger",
+    ),
+    Exercise(
+        "07.2",
+        "counting parameters",
+        ("parameters",),
+        checks_of_networks.counts_parameters,
+        "minivgg.insight.ledger, and `minivgg summary vgg16`",
+    ),
+    Exercise(
+        "08.1",
+        "the standard deviation that He found",
+        ("he_std",),
+        checks_of_networks.he_deviation,
+        "minivgg.models.initializers.he",
+    ),
+    Exercise(
+        "08.2",
+        "momentum and weight decay",
+        ("sgd",),
+        checks_of_networks.takes_steps,
+        "minivgg.training.optim.SGD",
     ),
     Exercise(
         "11.1",

@@ -1,4 +1,4 @@
-"""The exercises of ../01_linear_and_loss.ipynb: minivgg check 01.1 --file …"""
+"""The exercises of ../01_linear_and_loss.ipynb: minivgg check 01.1 --file 01_linear_and_loss.py"""
 
 import numpy as np
 

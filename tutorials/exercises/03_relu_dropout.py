@@ -1,4 +1,4 @@
-"""The exercises of ../03_relu_dropout.ipynb: minivgg check 03.1 --file …"""
+"""The exercises of ../03_relu_dropout.ipynb: minivgg check 03.1 --file 03_relu_dropout.py"""
 
 import numpy as np
 
