@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from minivgg.exercises import checks, checks_of_networks
+from minivgg.exercises import checks, checks_of_networks, kernels
 from minivgg.testing import CASES, Case, Report
 from minivgg.testing.arrays import distinct
 from minivgg.testing.cases import LABELS
@@ -172,6 +172,20 @@ _ROWS = (
         ("sgd",),
         checks_of_networks.takes_steps,
         "minivgg.training.optim.SGD",
+    ),
+    Exercise(
+        "11.1",
+        "bias and ReLU, coalesced",
+        ("bias_relu",),
+        kernels.written_in_cuda(kernels.BIAS_RELU),
+        "minivgg/ops/channels.cu",
+    ),
+    Exercise(
+        "11.2",
+        "a convolution through a tile",
+        ("tiled_conv",),
+        kernels.written_in_cuda(kernels.TILED_CONV),
+        "minivgg/ops/conv2d/direct.cu",
     ),
 )
 EXERCISES: dict[str, Exercise] = {row.id: row for row in _ROWS}
