@@ -299,8 +299,7 @@ for name, windows in stacks.items():
     print(f"{name:10} " + ", ".join(f"{algorithm} {ms:6.1f} ms" for algorithm, ms in times.items()))
 
 # %% [markdown]
-# And "auto" knows a trick for 3×3 and stride 1 that large windows have no use for (Winograd's, notebook 10). The whole
-# industry has since built its kernels around this one shape.
+# And "auto" knows a trick for 3×3 and stride 1 that it does not have for large windows (Winograd's, notebook 10).
 #
 # ## Six networks in a table
 #
