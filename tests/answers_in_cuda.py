@@ -1,12 +1,12 @@
 """Answers to the exercises in CUDA C, wrong and right; see `answers`."""
 
 MISTAKES = [
-    ("11.1", "i < pixels * channels", "i <= pixels * channels", "which has 2048 elements"),
+    ("11.1", "i < pixels * channels", "i <= pixels * channels", "reads 4 bytes of x[2048]"),
     ("11.1", "i < pixels * channels", "i < pixels * channels - 1", "found    nan, and 1 of 2048 are wrong"),
     ("11.1", "i += gridDim.x * blockDim.x", "i += blockDim.x", "no two threads race for a place"),
     ("11.1", "i += gridDim.x * blockDim.x", "i += 128", "x (37, 5), 3 blocks of 32 threads"),
     ("11.1", "sum > 0 ? sum : 0", "sum", "the result is what the formula says"),
-    ("11.1", "b[i % channels]", "b[i / channels]", "which has 32 elements"),
+    ("11.1", "b[i % channels]", "b[i / channels]", "reads 4 bytes of b[32]"),
     (
         "11.1",
         "const float sum = x[i] + b[i % channels];\n        y[i]",
@@ -26,7 +26,6 @@ MISTAKES = [
     ("11.2", "top + i / 18 - 1", "top + i / 18", "the result is what the formula says"),
     ("11.2", "0 <= h && h < H", "h < H", "x[-"),
     ("11.2", "tile[row + kh][column + kw]", "tile[row + kw][column + kh]", "the result is what the formula says"),
-    ("11.2", "tile[18][18]", "tile[16][18]", "shared tile["),
     (
         "11.2",
         "sum += tile[row + kh][column + kw] *",

@@ -153,6 +153,13 @@ def test_another_style_is_as_good(exercise, code, answer):
     assert verdict.ok, verdict
 
 
+def test_without_a_compiler_it_is_said_what_to_install(answer, monkeypatch):
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with pytest.raises(BadInput, match=r"cannot compile here: .* no no-such-compiler: install one .*apt install g"):
+        answer("11.1", SOLUTIONS["11.1"])
+    assert "11.1" not in progress()
+
+
 # ---- What is done ----
 
 

@@ -282,7 +282,7 @@ for axes, wide in zip(panels, (32, 33), strict=True):
     banks = (np.arange(32)[:, None] * wide + np.arange(wide)) % 32
     axes.imshow(banks, cmap="twilight")
     drawing.frame(axes, 0, 5, 32, 1)
-    axes.set_title(f"rows of {wide}: column 5 lies in {len(set(banks[:, 5]))} bank(s)")
+    axes.set_title(f"rows of {wide}, banks of column 5: {len(set(banks[:, 5]))}")
     axes.grid(False)
     axes.set(xlabel="column", ylabel="row")
 plt.show()
@@ -343,9 +343,9 @@ print(
 )
 
 # %% [markdown]
-# It *is* coalesced; nothing is thrown away. But each pixel is asked for by nine windows, for each filter again. Caches
-# soften that, and cannot cure it. Let a block of 16×16 threads make 16×16 outputs of one filter. Together they look at
-# no more than 18×18 pixels of a channel:
+# It *is* coalesced, except that some windows begin in the middle of a sector. But each pixel is asked for by nine
+# windows, for each filter again. Caches soften that, and cannot cure it. Let a block of 16×16 threads make 16×16
+# outputs of one filter. Together they look at no more than 18×18 pixels of a channel:
 
 # %%
 times = np.zeros((18, 18))
@@ -461,6 +461,10 @@ print(f"\nlargest difference from the seven loops: {np.abs(y - expected).max():.
 print(f"sectors read: {sectors_read(launches):,}, by the seven loops {naive_sectors:,}")
 
 # %% [markdown]
+# And what is left to be had? Each number from the tile takes two passes, not one: a warp is two rows of 16, the second
+# begins 18 words after the first, and so both want the banks that they overlap in. (How wide must a row of the tile be
+# for them not to overlap?) And `w` is read from global memory for every product, nine sectors a channel for each warp.
+#
 # A whole VGG-11, narrow, computed by your kernel, on the simulated GPU:
 
 # %%
@@ -498,7 +502,7 @@ def panels_of_im2col():
         panel = np.full(columns.shape, np.nan)
         panel[:, first : first + 3] = columns[:, first : first + 3]
         sums = sums + columns[:, first : first + 3] @ weights[first : first + 3]
-        figure, axes = plt.subplots(1, 4, figsize=(10, 3.4), width_ratios=(4, 9, 1.6, 1.6))
+        figure, axes = plt.subplots(1, 4, figsize=(10, 3.4), width_ratios=(4, 9, 1.2, 1))
         drawing.matrix(axes[0], tiny, f"image: row {first // 3} of each window", span=16)
         for h, v in np.ndindex(2, 2):
             drawing.frame(axes[0], h + first // 3, v, 1, 3)
@@ -564,15 +568,16 @@ axes.legend(loc="upper right")
 plt.show()
 
 # %% [markdown]
-# Read it from the left. `naive` to `coalesced`: another layout, channels last, so that lanes share a pixel and read
-# filters side by side. `tiled` puts both into shared memory, and global traffic falls by more than ten; but now each
-# product takes two reads *there*. `direct` keeps an 8×8 block of sums in registers and uses each number eight times,
-# so the orange bar falls too. `implicit_gemm` gathers panels, and so reads each pixel for several windows; it takes
-# any geometry. Winograd does fewer products at all. The last ones do theirs on tensor cores, which multiply small
-# matrices in one instruction.
+# `naive` to `coalesced`: another layout, channels last, so that lanes share a pixel and read filters side by side.
+# *Yours* reads from global memory a tile at a time, but for one filter. `tiled` shares its pixels among 32 filters, and
+# the filters among 16 pixels; global traffic falls again, and now each product takes two reads from *shared* memory.
+# `direct` keeps a block of 8×8 sums in registers and uses each number that it reads eight times: the orange bar falls,
+# too. `implicit_gemm` gathers panels, and so reads a pixel for several windows; in return it takes any geometry.
+# Winograd does fewer products at all, and the last two rungs, `tf32` and `fp16x3`, do theirs on tensor cores, which
+# multiply small matrices in one instruction.
 #
-# On this small layer tiles are partly empty, which costs the rungs with large tiles most; and sectors that a cache
-# holds cost less than others. Sectors are not seconds.
+# On a layer this small some tiles are partly empty, which costs the rungs with large tiles most; and what a cache holds
+# costs less than what it does not. Sectors are not seconds.
 #
 # ## And on a real GPU?
 #

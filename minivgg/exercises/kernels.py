@@ -131,7 +131,7 @@ def _in_words(trial: Callable[[], None]) -> Callable[[], None]:
         try:
             trial()
         except (cudasim.SimulatorError, cudasim.CompileError) as error:
-            raise Broken("a kernel without it", str(error)) from error
+            raise Broken("nothing for the simulator to object to", str(error)) from error
 
     return told
 
