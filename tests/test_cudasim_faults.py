@@ -89,6 +89,12 @@ __global__ void past_a_tile(float* y) {
     y[threadIdx.x] = second[threadIdx.x];
 }
 
+__global__ void past_the_last_tile(float* y) {
+    __shared__ float tile[32];
+    for (int i = 0; i < 1000; i++) tile[i] = threadIdx.x;   // on and on
+    y[threadIdx.x] = tile[threadIdx.x];
+}
+
 __global__ void past_dynamic(float* y) {
     extern __shared__ float tile[];
     tile[threadIdx.x] = 1;                                  // asked for too little
@@ -249,6 +255,12 @@ OVERRUNS = {
         {},
         "thread (31,0,0) of block (0,0,0) writes 4 bytes of shared first[32], which has 32",
         "thirty-two",
+    ),
+    "past the last shared array": (
+        ("past_the_last_tile", 32, floats(32)),
+        {},
+        "writes 4 bytes of shared tile[32], which has 32",
+        "on and on",
     ),
     "past dynamic shared memory": (
         ("past_dynamic", 32, floats(32)),

@@ -75,7 +75,7 @@ def build(
     # after the header, whose own names a macro such as T would change
     defines = "\n".join(f"#define {o[2:].replace('=', ' ', 1)}" for o in options if o.startswith("-D"))
     options = tuple(o for o in options if not o.startswith("-D"))
-    text = f'#include "cuda_on_cpu.h"\n{defines}\n#line 1 "{file}"\n{_shared_memory(source)}\n{exports}\n'
+    text = f'#include "cuda_on_cpu.h"\n{defines}\n#line 1 "{file}"\n{_shared_memory(source)}\n{exports}\nCUDASIM_END\n'
     flags = [*_COMMON, *(_WATCHED if watched else _QUICK), *options]
     target = cache_folder() / f"{_hash(text, *flags, _runtime_hash(), *command())}.so"
     if not target.exists():
@@ -175,7 +175,7 @@ def shared_arrays(path: Path) -> tuple[SharedArray, ...]:
         if len(row) == 4 and ends and min(ends) <= int(row[0], 16) < max(ends):
             mangled = re.match(r"_ZZ(\d+)(\w+)E(\d+)([A-Za-z_]\w*)", row[3])  # _ZZ7reverseE4tile: `tile` of `reverse`
             function, name = (mangled[2][: int(mangled[1])], mangled[4][: int(mangled[3])]) if mangled else ("", row[3])
-            if not name.startswith("cudasim_gap"):
+            if "cudasim_gap" not in row[3]:
                 found.append(SharedArray(function, name, int(row[0], 16), int(row[1], 16)))
     return tuple(found)
 

@@ -39,6 +39,8 @@
         __attribute__((used, aligned(16), section("cudasim_shared")));                                               \
     static __attribute__((used, aligned(16), section("cudasim_shared")))
 
+// One more gap is behind the last of them, or whoever runs over its end would meet the simulator's own memory.
+#define CUDASIM_END static char cudasim_gap_end[4096] __attribute__((used, aligned(16), section("cudasim_shared")));
 
 // Sixteen bytes move as one access, as on a GPU: left to itself, clang makes a copy of such a struct a call of memcpy.
 typedef float CudasimSixteen __attribute__((vector_size(16), may_alias));
