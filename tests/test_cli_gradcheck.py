@@ -43,7 +43,7 @@ def test_every_op_and_layer(capsys):
 def test_all_has_every_algorithm_and_each_network_once(capsys, monkeypatch):
     monkeypatch.setattr("minivgg.testing.cases.CASES", {name: CASES[name] for name in ("conv2d", "relu")})
     monkeypatch.setattr("minivgg.models.MODELS", {name: MODELS[name] for name in ("A", "vgg11", "keras_vgg11")})
-    assert main(["gradcheck", "--all"]) == 0
+    assert main(["gradcheck", "--all", "--jobs", "1"]) == 0
     printed = capsys.readouterr().out
     convolutions = [f"conv2d, {name}" for name in algorithms_on("cpu")]
     assert list(rows(printed)) == [*convolutions, "relu", "Conv2d", "ReLU", "A = vgg11", "keras_vgg11"]
@@ -121,11 +121,23 @@ def test_an_exception_is_a_row_and_stops_nothing(capsys, monkeypatch):
     assert rows(printed)["ReLU"][-1] == "ok"
 
 
+def test_several_processes_answer_as_one_does(capsys):
+    assert main(["gradcheck", "A", "--jobs", "1"]) == 0
+    one = rows(capsys.readouterr().out)
+    assert main(["gradcheck", "A", "--jobs", "2"]) == 0
+    two = rows(capsys.readouterr().out)
+    seconds = -2
+    for cells in (*one.values(), *two.values()):
+        cells[seconds] = "…"
+    assert one == two
+
+
 MISTAKES = {
     "unknown model": (["vgg12"], 'no model "vgg12"'),
     "unknown algorithm": (["--algorithm", "fft"], 'conv2d: no algorithm "fft"; there are "auto", "naive"'),
     "unknown algorithm of a model": (["A", "--algorithm", "fft"], 'conv2d: no algorithm "fft"'),
     "two wishes": (["A", "--all"], "--all checks every network: leave out MODEL"),
+    "no process": (["--jobs", "0"], "--jobs must be at least 1, got 0"),
     "seed": (["--seed", "-1"], "--seed must be at least 0, got -1"),
     "no GPU": (["--device", "gpu"], "device gpu: CuPy is not installed"),
 }

@@ -2,9 +2,13 @@
 
 import argparse
 import math
+import os
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, field
+from multiprocessing import get_context
+from typing import NamedTuple
 
 from minivgg.cli import network
 
@@ -28,6 +32,9 @@ def add(commands) -> None:
     command.add_argument("--all", action="store_true", help="every op, layer, convolution algorithm and network")
     command.add_argument("--algorithm", metavar="NAME", help="how to convolve (default: auto; with --all, every way)")
     command.add_argument("--device", **network.DEVICE)
+    command.add_argument(
+        "--jobs", type=int, default=None, metavar="N", help="processes (default: one a core for --all)"
+    )
     command.add_argument("--seed", type=int, default=0, metavar="N", help="seed of weights, inputs and directions")
     command.add_argument("--train", action="store_true", default=True, help="layers as they are in training")
     command.add_argument("--test", dest="train", action="store_false", help="layers as they are at test time")
@@ -80,25 +87,64 @@ class Subject:
             yield from (f"    • {sentence}" for sentence in report.diagnosis)
 
 
+class Answer(NamedTuple):
+    """What is printed of a subject: its cells of the table, what stands under them, and whether something is wrong."""
+
+    cells: list[str]
+    notes: list[str]
+    wrong: bool
+
+
+def answer_to(subject: Subject) -> Answer:
+    """Run a subject's checks."""
+    from minivgg.testing.arrays import threads
+
+    with threads(1):  # the arrays are so small that waking a second one takes longer than the work
+        subject.run()
+    return Answer(subject.cells(), list(subject.notes()), bool(subject.wrong))
+
+
 def run(arguments) -> int:
     from tqdm import tqdm
-
-    from minivgg.testing.arrays import threads
 
     subjects = list(_subjects(arguments))
     total = sum(len(subject.checks) for subject in subjects)
     began = time.perf_counter()
-    # one thread: the arrays are so small that waking a second one takes longer than the work
-    with threads(1), tqdm(total=total, unit="case", leave=False, disable=None) as bar:
-        for subject in subjects:
-            bar.set_description(subject.what)
-            subject.run()
-            bar.update(len(subject.checks))
-    print(table(subjects))
-    wrong = [subject.what for subject in subjects if subject.wrong]
+    answers = {}
+    with tqdm(total=total, unit="case", leave=False, disable=None) as bar:
+        for number, answer in _answers(arguments, subjects):
+            answers[number] = answer
+            bar.set_description(subjects[number].what)
+            bar.update(len(subjects[number].checks))
+    answers = [answers[number] for number in range(len(subjects))]
+    print(table(answers))
+    wrong = [subject.what for subject, answer in zip(subjects, answers, strict=True) if answer.wrong]
     verdict = f"WRONG: {', '.join(wrong)}" if wrong else "all gradients are right"
     print(f"\n{total} cases in {time.perf_counter() - began:.1f} s, seed {arguments.seed}: {verdict}")
     return int(bool(wrong))
+
+
+def _answers(arguments, subjects: list[Subject]) -> Iterator[tuple[int, Answer]]:
+    """(number, answer) of each subject, as they come: from several processes, the last first, which take longest."""
+    jobs = arguments.jobs or (os.cpu_count() if arguments.all else 1)
+    if jobs == 1:
+        yield from ((number, answer_to(subject)) for number, subject in enumerate(subjects))
+        return
+    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
+        waiting = {
+            pool.submit(_answer_elsewhere, arguments, number): number for number in reversed(range(len(subjects)))
+        }
+        yield from ((waiting[done], done.result()) for done in as_completed(waiting))
+
+
+def _answer_elsewhere(arguments, number: int) -> Answer:
+    """In a process of its own, which has to find its subject again: models and checks do not travel."""
+    if not _elsewhere:
+        _elsewhere.extend(_subjects(arguments))
+    return answer_to(_elsewhere[number])
+
+
+_elsewhere: list[Subject] = []
 
 
 def _share(row) -> float:
@@ -106,10 +152,10 @@ def _share(row) -> float:
     return row.error / row.tolerance if row.tolerance else math.inf if row.error else 0.0
 
 
-def table(subjects: list[Subject]) -> str:
+def table(answers: list[Answer]) -> str:
     """Aligned columns, and notes under what is wrong. "worst" is the largest error as a share of its tolerance."""
     heads = ["what", "arguments", "cases", "worst", "kinks", "seconds", "verdict"]
-    rows = [subject.cells() for subject in subjects]
+    rows = [answer.cells for answer in answers]
     widths = [max(map(len, column)) for column in zip(heads, *rows, strict=True)]
     sides = "<<>>>><"
 
@@ -117,8 +163,8 @@ def table(subjects: list[Subject]) -> str:
         return "  ".join(f"{c:{s}{w}}" for c, s, w in zip(cells, sides, widths, strict=True)).rstrip()
 
     lines = [line(heads), "  ".join("─" * width for width in widths)]
-    for subject, cells in zip(subjects, rows, strict=True):
-        lines += [line(cells), *subject.notes()]
+    for answer in answers:
+        lines += [line(answer.cells), *answer.notes]
     return "\n".join(lines)
 
 
@@ -130,6 +176,8 @@ def _subjects(arguments) -> Iterator[Subject]:
 
     if arguments.model and arguments.all:
         raise BadInput("--all checks every network: leave out MODEL")
+    if arguments.jobs is not None and arguments.jobs < 1:
+        raise BadInput(f"--jobs must be at least 1, got {arguments.jobs}")
     if arguments.seed < 0:
         raise BadInput(f"--seed must be at least 0, got {arguments.seed}")
     check_algorithm(arguments.algorithm or "auto")
