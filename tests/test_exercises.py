@@ -7,8 +7,8 @@ import pytest
 from answers import MISTAKES, STYLES
 from answers_06_to_08 import MISTAKES as LATER_MISTAKES
 from answers_06_to_08 import STYLES as LATER_STYLES
-from answers_in_cuda import MISTAKES as MISTAKES_IN_CUDA
-from answers_in_cuda import STYLES as STYLES_IN_CUDA
+from answers_10_and_11 import MISTAKES as LAST_MISTAKES
+from answers_10_and_11 import STYLES as LAST_STYLES
 from tutorial_files import TUTORIALS, build
 
 from minivgg.cli.main import main
@@ -24,8 +24,8 @@ from minivgg.ops.maxpool import maxpool2d_backward, maxpool2d_forward
 from minivgg.ops.relu import relu_backward, relu_forward
 from minivgg.ops.softmax_cross_entropy import softmax_cross_entropy_backward, softmax_cross_entropy_forward
 
-MISTAKES = [*MISTAKES, *LATER_MISTAKES, *MISTAKES_IN_CUDA]
-STYLES = [*STYLES, *LATER_STYLES, *STYLES_IN_CUDA]
+MISTAKES = [*MISTAKES, *LATER_MISTAKES, *LAST_MISTAKES]
+STYLES = [*STYLES, *LATER_STYLES, *LAST_STYLES]
 SOLUTIONS = {name: code for source in build.SOURCES for name, code in build.solutions(source).items()}
 each = pytest.mark.parametrize("exercise", EXERCISES)
 
