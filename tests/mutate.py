@@ -72,6 +72,9 @@ TESTS = {
     "windows": f"pooling linear conv2d {_MOST}",
 }
 
+# What runs on a GPU alone is held by the simulator's tests, each of which compiles: thousands would take days.
+ON_GPU = {"conv2d/direct_on_gpu", "conv2d/tensor_core", "conv2d/tiling", "conv2d/winograd_on_gpu"}
+
 _OPERATORS = {
     ast.Add: ast.Sub,
     ast.Sub: ast.Add,

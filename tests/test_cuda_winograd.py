@@ -216,5 +216,4 @@ def test_traffic_of_fused(name):
         y = passes(name, "fused")[0](x, w, spec)
     traffic = launches[-1].traffic
     assert sum(32 * t.transactions for t in traffic if (t.memory, t.access) == ("global", "write")) == y.nbytes
-    # M is stored 16 bytes a lane, a quarter of a warp at a time: without conflicts, but counted as four stores apart
-    assert [t.access for t in traffic if t.memory == "shared" and t.waste > 1] == ["write"]
+    assert [t for t in traffic if t.memory == "shared" and t.waste > 1] == []

@@ -15,7 +15,14 @@ from minivgg.ops.maxpool import maxpool2d_forward
 from minivgg.ops.softmax_cross_entropy import softmax_cross_entropy_forward
 
 DEFAULTS = {
-    Algorithm: {"supports": supports_everything, "fuses": False, "pools": False, "prepare": None, "growth": 1.0},
+    Algorithm: {
+        "supports": supports_everything,
+        "fuses": False,
+        "pools": False,
+        "prepare": None,
+        "growth": 1.0,
+        "eps": 2.0**-23,
+    },
     avgpool2d_forward: {"stride": None, "padding": 0, "count_include_pad": True},
     batchnorm_forward: {"mean": None, "var": None, "eps": 1e-5},
     running_average: {"momentum": 0.1},

@@ -4,7 +4,8 @@ import re
 
 import numpy as np
 import pytest
-from answers import MISTAKES, STYLES
+from answers import MISTAKES as EARLIER_MISTAKES
+from answers import STYLES as EARLIER_STYLES
 from answers_06_to_08 import MISTAKES as LATER_MISTAKES
 from answers_06_to_08 import STYLES as LATER_STYLES
 from answers_10_and_11 import MISTAKES as LAST_MISTAKES
@@ -24,8 +25,8 @@ from minivgg.ops.maxpool import maxpool2d_backward, maxpool2d_forward
 from minivgg.ops.relu import relu_backward, relu_forward
 from minivgg.ops.softmax_cross_entropy import softmax_cross_entropy_backward, softmax_cross_entropy_forward
 
-MISTAKES = [*MISTAKES, *LATER_MISTAKES, *LAST_MISTAKES]
-STYLES = [*STYLES, *LATER_STYLES, *LAST_STYLES]
+MISTAKES = EARLIER_MISTAKES + LATER_MISTAKES + LAST_MISTAKES
+STYLES = EARLIER_STYLES + LATER_STYLES + LAST_STYLES
 SOLUTIONS = {name: code for source in build.SOURCES for name, code in build.solutions(source).items()}
 each = pytest.mark.parametrize("exercise", EXERCISES)
 

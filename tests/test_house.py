@@ -74,12 +74,21 @@ def test_imports_go_down_only(path):
     assert not up
 
 
+IN_C = {".cu", ".cuh", ".h", ".cpp"}
+
+
+def test_lines_of_c_have_at_most_120_characters():  # of Python's, ruff says so
+    files = [path for path in PACKAGE.rglob("*") if path.suffix in IN_C]
+    assert len(files) > 20
+    assert [str(path) for path in files if max(map(len, path.read_text(encoding="utf-8").splitlines())) > 120] == []
+
+
 def test_files_have_at_most_400_lines():
     files = [
         path
         for folder in ("minivgg", "tests", "benchmarks", "tutorials")
         for path in (ROOT / folder).rglob("*")
-        if path.suffix in {".py", ".cu", ".h"}
+        if path.suffix in {".py", *IN_C}
     ]
     assert len(files) > 20
     lines = {str(path.relative_to(ROOT)): len(lines_of(path)) for path in files}

@@ -63,7 +63,7 @@ def test_the_quick_product_is_the_product(add):
 
 def test_every_file_of_ops_has_tests():
     files = {path.relative_to(mutate.OPS).with_suffix("").as_posix() for path in mutate.OPS.rglob("*.py")}
-    assert files - {"__init__"} == set(mutate.TESTS)
+    assert files - {"__init__"} == set(mutate.TESTS) | mutate.ON_GPU
 
 
 def test_every_explanation_is_of_a_mutant():

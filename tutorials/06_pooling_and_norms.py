@@ -17,12 +17,12 @@ import time
 
 import matplotlib.pyplot as plt
 import numpy as np
-from matplotlib.patches import Rectangle
 from threadpoolctl import threadpool_limits
 
 from minivgg.exercises import check_exercise
 from minivgg.gradcheck import check
 from minivgg.insight import pictures
+from minivgg.insight.drawing import frame, matrix
 from minivgg.training.datasets import load
 
 FAST = "MINIVGG_FAST" in os.environ
@@ -39,17 +39,6 @@ train, test = load("fashion-mnist-mini")
 
 
 # %%
-def show(axes, values, title, frames=()):
-    axes.imshow(values, cmap="Blues", vmin=-6, vmax=14)
-    for (i, j), value in np.ndenumerate(values):
-        axes.text(j, i, f"{value:g}", ha="center", va="center", fontsize=12)
-    for i, j in frames:
-        axes.add_patch(Rectangle((j - 0.5, i - 0.5), 1, 1, fill=False, edgecolor=pictures.RED, linewidth=3))
-    axes.set_title(title, fontsize=11)
-    axes.set(xticks=[], yticks=[])
-    axes.grid(False)
-
-
 x = np.array([[1, 3, 2, 0], [5, 2, 1, 1], [0, 1, 4, 4], [2, -1, 4, 3]])
 y, dy = np.array([[5, 2], [2, 4]]), np.array([[10, -3], [7, 6]])
 winners = [(1, 0), (0, 2), (3, 0), (2, 2)]
@@ -58,10 +47,11 @@ for (i, j), gradient in zip(winners, dy.ravel(), strict=True):
     dx[i, j] = gradient
 
 figure, panels = plt.subplots(1, 4, figsize=(10, 2.9), width_ratios=(2, 1, 1, 2))
-show(panels[0], x, "x", winners)
-show(panels[1], y, "y")
-show(panels[2], dy, "dy")
-show(panels[3], dx, "dx", winners)
+for axes, values, title in zip(panels, (x, y, dy, dx), ("x", "y", "dy", "dx"), strict=True):
+    matrix(axes, values, title)
+for axes in panels[0], panels[3]:
+    for i, j in winners:
+        frame(axes, i, j)
 plt.show()
 
 # %% [markdown]
@@ -97,8 +87,9 @@ def share_of_ties(a):
     return np.mean((windows == windows[:, :1]).all(axis=1))
 
 
+shares = [share_of_ties(a) for a in (batch, maps)]
 print(
-    f"windows of four equal values: {share_of_ties(batch):.0%} in the pictures, {share_of_ties(maps):.0%} after a ReLU"
+    f"windows of four equal values: {shares[0]:.0%} in the pictures, {shares[1]:.0%} after a ReLU"
 )
 
 # %% [markdown]
@@ -136,7 +127,9 @@ print(
 # %% exercise="06.1"
 def maxpool_forward(x, size, stride):
     ### BEGIN SOLUTION
-    windows = np.lib.stride_tricks.sliding_window_view(x, (size, size), axis=(2, 3))[:, :, ::stride, ::stride]
+    windows = np.lib.stride_tricks.sliding_window_view(x, (size, size), axis=(2, 3))[
+        :, :, ::stride, ::stride
+    ]
     flat = windows.reshape(*windows.shape[:4], size * size)
     winner = flat.argmax(axis=-1)
     y = np.take_along_axis(flat, winner[..., None], axis=-1)[..., 0]
@@ -173,7 +166,8 @@ flat, dy = np.zeros((1, 2, 4, 4)), rng.standard_normal((1, 2, 2, 2))
 y, cache = maxpool_forward(flat, 2, 2)
 print(f"raise all of x by h, and Σ dy·y rises by h times {dy.sum():.4f}")
 print(f"one winner for each window claims        h times {maxpool_backward(dy, cache).sum():.4f}")
-print(f"comparing claims                         h times {by_comparing(dy, (flat, y, 2)).sum():.4f}")
+compared = by_comparing(dy, (flat, y, 2))
+print(f"comparing claims                         h times {compared.sum():.4f}")
 
 # %% [markdown]
 # Would the gradient check see it? At a kink there is no slope to compare with, only one on either side, and it asks
@@ -210,7 +204,9 @@ print(inspect.getsource(maxpool._backward))
 y, cache = maxpool.maxpool2d_forward(maps, 2)
 mine = maxpool_forward(maps, 2, 2)
 assert np.array_equal(mine[0], y)
-print(f"x has {maps.nbytes:,} bytes, the library keeps {cache.argmax.nbytes:,}, mine {mine[1][0].nbytes:,} of integers")
+print(
+    f"x has {maps.nbytes:,} bytes, the library keeps {cache.argmax.nbytes:,}, mine {mine[1][0].nbytes:,} of integers"
+)
 
 # %% [markdown]
 # ## The average of each window
@@ -224,7 +220,8 @@ from minivgg.ops.avgpool import adaptive_avgpool2d_forward, avgpool2d_forward
 
 picture = batch[labels == 9][:1]
 figure, grid = plt.subplots(2, 4, figsize=(9, 4.4))
-for row, pool, name in zip(grid, (maxpool.maxpool2d_forward, avgpool2d_forward), ("max", "average"), strict=True):
+pools = {"max": maxpool.maxpool2d_forward, "average": avgpool2d_forward}
+for row, (name, pool) in zip(grid, pools.items(), strict=True):
     row[0].set_ylabel(name, fontsize=12)
     pooled = picture
     for axes in row:
@@ -278,7 +275,8 @@ plt.show()
 # %%
 from minivgg.ops.lrn import lrn_backward, lrn_forward
 
-check((lrn_forward, lrn_backward), rng.standard_normal((1, 7, 2, 2)), options={"size": 5, "alpha": 0.5, "k": 2.0})
+options = {"size": 5, "alpha": 0.5, "k": 2.0}
+check((lrn_forward, lrn_backward), rng.standard_normal((1, 7, 2, 2)), options=options)
 
 # %% [markdown]
 # The paper tried it once, as network A-LRN, and printed (table 3, top-1 error at one scale): A 29.6%, A-LRN 29.7%.
@@ -291,10 +289,10 @@ ratio = (normalised / np.where(maps > 0, maps, 1))[maps > 0]
 print(f"y / x: from {ratio.min():.4f} to {ratio.max():.4f}; k alone gives 2^−0.75 = {2**-0.75:.4f}")
 
 # %% [markdown]
-# With activations of the size of one, the neighbours are worth a ten-thousandth beside $k = 2$. The layer is a
-# multiplication by 0.59, with a few digits of decoration. (AlexNet's inputs were pixels from 0 to 255, and its
-# activations in the hundreds: there the sum counts.) What does that cost? Times of a forward and a backward, beside
-# those of the convolution before it:
+# With activations of the size of one, the neighbours change the result by two parts in a thousand, at most. The layer
+# is a multiplication by 0.59, with a few digits of decoration. (AlexNet was fed with pixels on a scale of 255; with
+# numbers of that size, the sum counts.) What does that cost? Times of a forward and a backward, beside those of the
+# convolution before it:
 
 
 # %% measured=true
@@ -313,7 +311,8 @@ def milliseconds(layer, x, repeat=2 if FAST else 6):
 
 
 x = rng.standard_normal((4, 64, 56, 56)).astype(np.float32)
-for layer in (Conv2d(64, 64, 3, padding=1), LocalResponseNorm(5, 5e-4, k=2.0), BatchNorm2d(64), ReLU(), MaxPool2d(2)):
+layers = [Conv2d(64, 64, 3, padding=1), LocalResponseNorm(5, 5e-4, k=2.0)]
+for layer in (*layers, BatchNorm2d(64), ReLU(), MaxPool2d(2)):
     print(f"{layer!r:60} {milliseconds(layer, x):6.1f} ms, gives {layer.output_shape(x.shape)}")
 
 # %% [markdown]
@@ -334,29 +333,24 @@ tests = Loader(test.subset(slice(0, 500 if FAST else 2000)), preprocessing, 250)
 
 def learn(model, steps, rate, seed=0):
     batches = Loader(train, preprocessing, 64, shuffle=True, seed=seed)
-    trainer = Trainer(model, batches, tests, SGD(model.named_params()), schedule("constant", 9), rate, 9)
+    optimizer = SGD(model.named_params())
+    trainer = Trainer(model, batches, tests, optimizer, schedule("constant", 9), rate, 9)
     losses = [trainer.step(*both)[0] for both in itertools.islice(batches.epoch(0), steps)]
     return losses, evaluate(model, tests).accuracy
 
 
 steps, seeds = (10, 1) if FAST else (100, 4)
-small = {"classes": 10, "channels": 1, "input_size": 32, "width": 1 / 8, "classifier_width": 64, "dropout": 0.0}
-
-
-def with_a_constant(seed):
-    model = vgg("A-LRN", **small, seed=seed)
-    model.features[2] = ChannelAffine((2**-0.75,) * 8, (0.0,) * 8)
-    return model
-
-
-variants = {
-    "A": lambda seed: vgg("A", **small, seed=seed),
-    "A-LRN": lambda seed: vgg("A-LRN", **small, seed=seed),
-    "A, × 2^−0.75": with_a_constant,
-}
-for name, build in variants.items():
-    found = [learn(build(seed), steps, 0.02, seed)[1] for seed in range(seeds)]
-    print(f"{name:13} right after {steps} steps: {', '.join(f'{a:.1%}' for a in found)}; mean {np.mean(found):.1%}")
+small = {"classes": 10, "channels": 1, "input_size": 32, "width": 1 / 8}
+for name in ("A", "A-LRN", "A, constant"):
+    found = []
+    for seed in range(seeds):
+        options = small | {"classifier_width": 64, "dropout": 0.0, "seed": seed}
+        model = vgg("A" if name == "A" else "A-LRN", **options)
+        if name == "A, constant":
+            model.features[2] = ChannelAffine((2**-0.75,) * 8, (0.0,) * 8)
+        found.append(learn(model, steps, 0.02, seed)[1])
+    each = ", ".join(f"{accuracy:.1%}" for accuracy in found)
+    print(f"{name:12} right after {steps} steps: {each}; mean {np.mean(found):.1%}")
 
 # %% [markdown]
 # The means differ by a few points, and seeds of one and the same network by fifteen. So short a training cannot tell
@@ -377,17 +371,13 @@ for name, build in variants.items():
 # 10^{-5}$ is for channels that are constant.)
 
 # %%
+channels = rng.standard_normal((3, 5000)) * [[0.3], [2.0], [5.0]] + [[4.0], [-3.0], [0.0]]
+normalised = (channels - channels.mean(axis=1)[:, None]) / channels.std(axis=1)[:, None]
 figure, panels = plt.subplots(1, 2, figsize=(9, 2.8), sharey=True)
-channels = rng.standard_normal((3, 5000)) * np.array([[0.3], [2.0], [5.0]]) + np.array([[4.0], [-3.0], [0.0]])
-for axes, values, name in zip(
-    panels,
-    (channels, (channels - channels.mean(axis=1, keepdims=True)) / channels.std(axis=1, keepdims=True)),
-    ("three channels", "the same, normalised"),
-    strict=True,
-):
-    for channel, colour in zip(values, (pictures.BLUE, pictures.ORANGE, pictures.GREEN), strict=True):
-        axes.hist(channel, np.linspace(-12, 12, 121), density=True, histtype="step", color=colour, linewidth=1.8)
-    axes.set(title=name, xlabel="value", ylim=(0, 1.5))
+titles = "three channels", "the same, normalised"
+for axes, values, title in zip(panels, (channels, normalised), titles, strict=True):
+    axes.hist(values.T, np.linspace(-12, 12, 121), density=True, histtype="step", linewidth=1.8)
+    axes.set(title=title, xlabel="value", ylim=(0, 1.5))
 plt.show()
 
 # %% [markdown]
@@ -493,15 +483,17 @@ y, cache = batchnorm_forward(x, weight, bias)
 dx, _, _ = batchnorm_backward(dy, cache)
 for name, direction in (("all up", np.ones_like(x)), ("stretched", cache[0])):
     before, after = ((a * direction).sum(axis=(0, 2, 3)) for a in (dy, dx))
-    print(f"{name:10} dy has {before.round(3)}, dx {np.array2string(after, formatter={'float': '{:+.0e}'.format})}")
+    print(
+        f"{name:10} dy has {before.round(3)}, dx {np.array2string(after, formatter={'float': '{:+.0e}'.format})}"
+    )
 longer = batchnorm_forward(100 * x + 7, weight, bias)[0]
 print(f"y of 100·x + 7 differs from y of x by at most {np.abs(longer - y).max():.0e}")
 
 # %% [markdown]
 # The second is not quite zero: by $\varepsilon$, $\langle\hat x^2\rangle = v/(v + \varepsilon)$ is not quite one.
 #
-# Forget one of the terms, and the loss still falls. Many published exercises have been passed like that. The gradient
-# check says which:
+# Forget one of the terms, and nothing complains: shapes fit, numbers look like gradients. The gradient check says which
+# it is:
 
 
 # %%
@@ -616,7 +608,12 @@ for layer, shape in ((MyMaxPool(), (2, 3, 6, 4)), (MyBatchNorm(3), (4, 3, 3, 2))
 def network(pool, norm):
     layers, channels = [], 1
     for filters in (8, 16, 32):
-        layers += [Conv2d(channels, filters, 3, padding=1), *([norm(filters)] if norm else []), ReLU(), pool()]
+        layers += [
+            Conv2d(channels, filters, 3, padding=1),
+            *([norm(filters)] if norm else []),
+            ReLU(),
+            pool(),
+        ]
         channels = filters
     return initialise(Sequential(*layers, Flatten(), Linear(32 * 16, 10)), "he", seed=1)
 
@@ -648,9 +645,13 @@ for rate in rates:
         except Diverged:
             found[name].append(np.nan)
 figure, axes = plt.subplots(figsize=(6.5, 3.2))
-for (name, accuracies), colour, mark in zip(found.items(), (pictures.BLUE, pictures.ORANGE), "os", strict=True):
+for (name, accuracies), colour, mark in zip(
+    found.items(), (pictures.BLUE, pictures.ORANGE), "os", strict=True
+):
     axes.plot(rates, accuracies, f"{mark}-", color=colour, label=name)
-    print(f"{name:16} {'  '.join(f'{rate:g}: {a:.1%}' for rate, a in zip(rates, accuracies, strict=True))}")
+    print(
+        f"{name:16} {'  '.join(f'{rate:g}: {a:.1%}' for rate, a in zip(rates, accuracies, strict=True))}"
+    )
 axes.axhline(0.1, color=pictures.GREY, linestyle=":", label="guessing")
 axes.set(xscale="log", xlabel="learning rate", ylabel=f"right, after {steps} steps", ylim=(0, 1))
 axes.legend()

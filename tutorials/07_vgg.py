@@ -55,17 +55,30 @@ def pyramid(axes, windows, title):
     offset = 0.0
     for level, ((low, high), jump) in enumerate(zip(spans, jumps, strict=True)):
         places = offset + jump * np.arange(low, high + 1)
-        axes.plot(places, [level] * len(places), "s", markersize=9, color=pictures.BLUE if level else pictures.RED)
-        axes.text(last + 1.2, level, f"{len(places)}", va="center", fontsize=10, color=pictures.GREY)
+        axes.plot(
+            places,
+            [level] * len(places),
+            "s",
+            markersize=9,
+            color=pictures.BLUE if level else pictures.RED,
+        )
+        axes.text(
+            last + 1.2, level, f"{len(places)}", va="center", fontsize=10, color=pictures.GREY
+        )
         if level < len(windows):
             size, stride = windows[level]
             for unit in range(spans[level + 1][0], spans[level + 1][1] + 1):
                 for k in range(size):
-                    ends = offset + jump * (unit * stride + k), offset + jump * (unit * stride + (size - 1) / 2)
+                    ends = (
+                        offset + jump * (unit * stride + k),
+                        offset + jump * (unit * stride + (size - 1) / 2),
+                    )
                     axes.plot(ends, [level, level + 1], color="#BBBBBB", linewidth=0.8, zorder=0)
             offset += jump * (size - 1) / 2
     names = ["pixels", *(f"{size}, stride {stride}" for size, stride in windows)]
-    axes.set(yticks=range(len(names)), yticklabels=names, xticks=[], title=title, xlim=(-0.8, last + 2))
+    axes.set(
+        yticks=range(len(names)), yticklabels=names, xticks=[], title=title, xlim=(-0.8, last + 2)
+    )
     axes.grid(False)
 
 
@@ -123,13 +136,19 @@ from minivgg.models.vgg import CONFIGURATIONS, vgg
 def windows_of(configuration):
     """(size, stride) of every layer of a row of the table, pools included."""
     sizes = [stage.replace("LRN", "").split() for stage in CONFIGURATIONS[configuration].split("|")]
-    return [w for stage in sizes for w in [*((int(t.partition(":")[2] or 3), 1) for t in stage), (2, 2)]]
+    return [
+        w for stage in sizes for w in [*((int(t.partition(":")[2] or 3), 1) for t in stage), (2, 2)]
+    ]
 
 
 def pixels_reached(configuration, size=448):
     layers = []
     for window, stride in windows_of(configuration):
-        layer = AvgPool2d(2) if stride == 2 else Conv2d(1, 1, window, padding=window // 2, algorithm="direct")
+        layer = (
+            AvgPool2d(2)
+            if stride == 2
+            else Conv2d(1, 1, window, padding=window // 2, algorithm="direct")
+        )
         if stride == 1:
             layer.weight.data[...], layer.bias.data[...] = 1 / window**2, 0
         layers.append(layer)
@@ -159,9 +178,18 @@ left.grid(False)
 figure.colorbar(shown, ax=left, label="share", shrink=0.85)
 right.plot(reached.sum(axis=0), color=pictures.BLUE, linewidth=2)
 inside = np.flatnonzero(reached.any(axis=0))
-right.axvspan(inside[0], inside[-1], color=pictures.ORANGE, alpha=0.15, label=f"receptive field, {len(inside)} pixels")
+right.axvspan(
+    inside[0],
+    inside[-1],
+    color=pictures.ORANGE,
+    alpha=0.15,
+    label=f"receptive field, {len(inside)} pixels",
+)
 right.set(
-    xlabel="column", ylabel="share of a column", title="its sum over rows", ylim=(0, 1.3 * reached.sum(axis=0).max())
+    xlabel="column",
+    ylabel="share of a column",
+    title="its sum over rows",
+    ylim=(0, 1.3 * reached.sum(axis=0).max()),
 )
 right.legend(loc="upper left")
 plt.show()
@@ -180,12 +208,16 @@ print(f"{np.searchsorted(order, 0.9) + 1} of {len(inside)} columns carry 90% of 
 # %%
 stacks = {"one 5×5": (5,), "two 3×3": (3, 3), "one 7×7": (7,), "three 3×3": (3, 3, 3)}
 C, H = 256, 56
-print(f"{'':10} {'sees':>5} {'weights':>9}   for C = {C}: {'parameters':>12} {'MACs at 56×56':>14} {'ReLUs':>6}")
+print(
+    f"{'':10} {'sees':>5} {'weights':>9}   for C = {C}: {'parameters':>12} {'MACs at 56×56':>14} {'ReLUs':>6}"
+)
 for name, windows in stacks.items():
     net = Sequential(*(Conv2d(C, C, k, padding=k // 2) for k in windows))
     book, side = ledger(net, (1, C, H, H)), receptive_field([(k, 1) for k in windows])
     weights = f"{sum(k * k for k in windows)} C²"
-    print(f"{name:10} {side:>3}×{side} {weights:>9} {book.parameters:>27,} {human(book.macs):>14} {len(windows):>6}")
+    print(
+        f"{name:10} {side:>3}×{side} {weights:>9} {book.parameters:>27,} {human(book.macs):>14} {len(windows):>6}"
+    )
 
 # %% [markdown]
 # The same view for 28% fewer weights, or 45% fewer, and as many multiplications fewer; and a ReLU after each instead of
@@ -197,7 +229,11 @@ for name, windows in stacks.items():
 # %%
 from minivgg.ops.conv2d import conv2d_forward
 
-a, b, image = rng.standard_normal((3, 3)), rng.standard_normal((3, 3)), rng.standard_normal((1, 1, 12, 12))
+a, b, image = (
+    rng.standard_normal((3, 3)),
+    rng.standard_normal((3, 3)),
+    rng.standard_normal((1, 1, 12, 12)),
+)
 both = np.zeros((5, 5))
 for i, j in np.ndindex(3, 3):
     both[i : i + 3, j : j + 3] += a * b[i, j]
@@ -207,7 +243,9 @@ def slide(x, filter):
     return conv2d_forward(x, filter[None, None], None)[0]
 
 
-print(f"two 3×3 and one 5×5 differ by {np.abs(slide(slide(image, a), b) - slide(image, both)).max():.0e}")
+print(
+    f"two 3×3 and one 5×5 differ by {np.abs(slide(slide(image, a), b) - slide(image, both)).max():.0e}"
+)
 rectified = slide(np.maximum(slide(image, a), 0), b)
 print(f"with a ReLU between, by       {np.abs(rectified - slide(image, both)).max():.1f}")
 
@@ -224,7 +262,9 @@ print(f"with a ReLU between, by       {np.abs(rectified - slide(image, both)).ma
 # %%
 results = Path("../benchmarks/results/stacks.json")
 kept = json.loads(results.read_text(encoding="utf-8"))
-print(f"{kept['settings']['epochs']} epochs, filters {kept['settings']['filters']}, the same settings for all\n")
+print(
+    f"{kept['settings']['epochs']} epochs, filters {kept['settings']['filters']}, the same settings for all\n"
+)
 for name in stacks:
     accuracies = [run["test_accuracy"] for run in kept["runs"] if run["stack"] == name]
     print(
@@ -259,8 +299,7 @@ for name, windows in stacks.items():
     print(f"{name:10} " + ", ".join(f"{algorithm} {ms:6.1f} ms" for algorithm, ms in times.items()))
 
 # %% [markdown]
-# And "auto" knows a trick for 3×3 and stride 1 that large windows have no use for (Winograd's, notebook 10). The whole
-# industry has since built its kernels around this one shape.
+# And "auto" knows a trick for 3×3 and stride 1 that it does not have for large windows (Winograd's, notebook 10).
 #
 # ## Six networks in a table
 #
@@ -282,7 +321,14 @@ for row, text in enumerate(CONFIGURATIONS.values()):
             norm, small = token == "LRN", size == "1"
             colour = pictures.GREEN if norm else pictures.ORANGE if small else colours[filters]
             axes.barh(row, 0.9, left=left, height=0.7, color=colour)
-            axes.text(left + 0.45, row, f"{filters}\n1×1" if small else filters, ha="center", va="center", fontsize=8)
+            axes.text(
+                left + 0.45,
+                row,
+                f"{filters}\n1×1" if small else filters,
+                ha="center",
+                va="center",
+                fontsize=8,
+            )
             left, depth = left + 1, depth + (not norm)
         axes.barh(row, 0.22, left=left, height=0.7, color=pictures.RED)
         left += 0.4
@@ -291,7 +337,9 @@ for row, text in enumerate(CONFIGURATIONS.values()):
         axes.text(left + 0.45, row, name, ha="center", va="center", fontsize=7.5)
         left += 1
     axes.text(left + 0.2, row, f"{depth} layers", va="center", fontsize=10)
-axes.set(yticks=range(len(CONFIGURATIONS)), yticklabels=list(CONFIGURATIONS), xticks=[], xlim=(-0.2, 24))
+axes.set(
+    yticks=range(len(CONFIGURATIONS)), yticklabels=list(CONFIGURATIONS), xticks=[], xlim=(-0.2, 24)
+)
 axes.set_title("blue 3×3, orange 1×1, green LRN, red 2×2 max-pool, grey linear", fontsize=11)
 axes.invert_yaxis()
 axes.grid(False)
@@ -327,7 +375,9 @@ for configuration in CONFIGURATIONS:
     mine = assemble(configuration, width=1 / 8, hidden=64)
     ours = vgg(configuration, width=1 / 8, classifier_width=64, init="zeros")
     shapes = [list(net.state_shapes().values()) for net in (mine, ours)]
-    print(f"{configuration:6} {len(shapes[0]):2} arrays, the same shapes as the library's: {shapes[0] == shapes[1]}")
+    print(
+        f"{configuration:6} {len(shapes[0]):2} arrays, the same shapes as the library's: {shapes[0] == shapes[1]}"
+    )
 
 # %%
 print(inspect.getsource(vgg))
@@ -408,14 +458,18 @@ columns = (
 for axes, (key, title, unit, label, colour) in zip(panels, columns, strict=True):
     values = [getattr(row, key) / unit for row in rows]
     bars = axes.barh([roles[row.name] for row in rows], values, color=colour)
-    axes.bar_label(bars, [f"{v:.2f}" if v < 10 else f"{v:.0f}" for v in values], padding=3, fontsize=9)
+    axes.bar_label(
+        bars, [f"{v:.2f}" if v < 10 else f"{v:.0f}" for v in values], padding=3, fontsize=9
+    )
     axes.set(title=title, xlabel=label, xlim=(0, 1.2 * max(values)))
     axes.grid(axis="y", visible=False)
 panels[0].invert_yaxis()
 plt.show()
 early = sum(row.activation_bytes for row in rows[:4]) / sum(row.activation_bytes for row in rows)
 convolutions = sum(row.macs for row in rows[:-3]) / book.macs
-print(f"linear layers hold {sum(row.parameters for row in rows[-3:]) / book.parameters:.0%} of the parameters")
+print(
+    f"linear layers hold {sum(row.parameters for row in rows[-3:]) / book.parameters:.0%} of the parameters"
+)
 print(f"convolutions do    {convolutions:.1%} of the multiplications")
 print(f"the first four keep {early:.0%} of what these layers put out")
 
@@ -432,16 +486,24 @@ print(f"the first four keep {early:.0%} of what these layers put out")
 # pixel do? It mixes channels: a linear layer, the same at every pixel.
 
 # %%
-x, w, b = rng.standard_normal((2, 5, 4, 3)), rng.standard_normal((6, 5, 1, 1)), rng.standard_normal(6)
+x, w, b = (
+    rng.standard_normal((2, 5, 4, 3)),
+    rng.standard_normal((6, 5, 1, 1)),
+    rng.standard_normal(6),
+)
 y, _ = conv2d_forward(x, w, b)
 pixels = x.transpose(0, 2, 3, 1).reshape(-1, 5)
 by_linear = (pixels @ w.reshape(6, 5).T + b).reshape(2, 4, 3, 6).transpose(0, 3, 1, 2)
-print(f"a 1×1 convolution and a linear layer at each pixel differ by {np.abs(y - by_linear).max():.0e}")
+print(
+    f"a 1×1 convolution and a linear layer at each pixel differ by {np.abs(y - by_linear).max():.0e}"
+)
 fields = {letter: receptive_field(windows_of(letter)) for letter in "BCD"}
 books = {letter: ledger(vgg(letter, init="zeros"), (1, 3, 224, 224)) for letter in "BCD"}
 for letter, (depth, error) in {"B": (13, 28.7), "C": (16, 28.1), "D": (16, 27.0)}.items():
     size, work = fields[letter], books[letter].macs / 1e9
-    print(f"{letter}: {depth} layers, sees {size} px, {work:.1f} GMAC, the paper's top-1 error {error}%")
+    print(
+        f"{letter}: {depth} layers, sees {size} px, {work:.1f} GMAC, the paper's top-1 error {error}%"
+    )
 
 # %% [markdown]
 # C sees no more than B and has three more ReLUs: it is better, so non-linearity helps by itself. D has as many layers

@@ -130,7 +130,10 @@ starts = {
 }
 figure, axes = plt.subplots(figsize=(7.5, 3.6))
 for (name, sigma), colour, mark in zip(
-    starts.items(), (pictures.BLUE, pictures.RED, pictures.ORANGE, pictures.GREEN), "ovs^", strict=True
+    starts.items(),
+    (pictures.BLUE, pictures.RED, pictures.ORANGE, pictures.GREEN),
+    "ovs^",
+    strict=True,
 ):
     x, sizes = rng.standard_normal((200, width)), []
     for _ in range(depth):
@@ -180,7 +183,9 @@ trials = doctor.try_initialisers(
 print(doctor.trials_table(trials))
 
 # %%
-pictures.spreads({name: [(row.name, row.rms, row.gradient) for row in c.rows] for name, c in trials.items()})
+pictures.spreads(
+    {name: [(row.name, row.rms, row.gradient) for row in c.rows] for name, c in trials.items()}
+)
 
 # %% [markdown]
 # Batch norm repairs a bad start, because it makes the factor one whatever it was. That is why VGG "needs" it. It does
@@ -193,7 +198,9 @@ pictures.spreads({name: [(row.name, row.rms, row.gradient) for row in c.rows] fo
 # before, and what came of it, read from its file:
 
 # %%
-measured = json.loads(Path("../benchmarks/results/doctor.json").read_text(encoding="utf-8"))["starts"]
+measured = json.loads(Path("../benchmarks/results/doctor.json").read_text(encoding="utf-8"))[
+    "starts"
+]
 print(f"{'start':24} {'× a layer':>9}  {'the doctor':42} {'right after training':>20}")
 for name, found in measured.items():
     accuracy = found["test_accuracy"]
@@ -256,14 +263,18 @@ figure, panels = plt.subplots(1, 3, figsize=(11, 2.8), sharey=True)
 across, along = np.meshgrid(np.linspace(-10, 3, 200), np.linspace(-2, 2, 100))
 cases = ((0.035, 0.0), (0.085, 0.0), (0.035, 0.8))
 for axes, (rate, momentum) in zip(panels, cases, strict=True):
-    axes.contour(across, along, across**2 + 25 * along**2, levels=[1, 5, 15, 35, 65, 105], colors="#CCCCCC")
+    axes.contour(
+        across, along, across**2 + 25 * along**2, levels=[1, 5, 15, 35, 65, 105], colors="#CCCCCC"
+    )
     path = descend(25, rate, momentum)
     inside = np.abs(path[:, 1]) < 3
     axes.plot(*path[inside].T, "o-", color=pictures.BLUE, markersize=3, linewidth=1.2)
     axes.plot(0, 0, "*", color=pictures.RED, markersize=12)
     axes.set(title=f"rate {rate}, momentum {momentum}", xlim=(-10, 3), ylim=(-2, 2))
     axes.grid(False)
-    print(f"rate {rate}, momentum {momentum}: after 25 steps at distance {np.linalg.norm(path[-1]):.3g}")
+    print(
+        f"rate {rate}, momentum {momentum}: after 25 steps at distance {np.linalg.norm(path[-1]):.3g}"
+    )
 plt.show()
 
 # %% [markdown]
@@ -352,7 +363,9 @@ for name, style in (("constant", ":"), ("step", "--"), ("cosine", "-")):
     plan = schedule(name, 30, warmup=2.0)
     axes.plot(epochs, [plan(e) for e in epochs], style, linewidth=2, label=name)
 plateau, factors = schedule("plateau", 30), []
-errors = np.r_[np.linspace(0.5, 0.2, 8), np.full(5, 0.2), np.linspace(0.15, 0.12, 5), np.full(12, 0.12)]
+errors = np.r_[
+    np.linspace(0.5, 0.2, 8), np.full(5, 0.2), np.linspace(0.15, 0.12, 5), np.full(12, 0.12)
+]
 for e, error in enumerate(errors):
     factors.append(plateau(e))
     plateau.observe(error)
@@ -378,7 +391,9 @@ from minivgg.training.augmentation import Augmentation
 
 augmentation = Augmentation(pad=3, flip=True)
 figure, grid = plt.subplots(2, 9, figsize=(10, 2.5))
-for row, index in zip(grid, (np.flatnonzero(train.labels == 9)[0], np.flatnonzero(train.labels == 3)[1]), strict=True):
+for row, index in zip(
+    grid, (np.flatnonzero(train.labels == 9)[0], np.flatnonzero(train.labels == 3)[1]), strict=True
+):
     image = train.image(index)
     shown = [preprocessing(image), *(augmentation(image, preprocessing, rng) for _ in range(8))]
     for axes, version in zip(row, shown, strict=True):
@@ -407,12 +422,17 @@ def run_of(pictures_count, epochs, augmentation):
 
 
 count, epochs = (100, 2) if FAST else (500, 40)
-found = {"as they are": run_of(count, epochs, None), "augmented": run_of(count, epochs, Augmentation(pad=1, flip=True))}
+found = {
+    "as they are": run_of(count, epochs, None),
+    "augmented": run_of(count, epochs, Augmentation(pad=1, flip=True)),
+}
 figure, axes = plt.subplots(figsize=(7.5, 3.2))
 for (name, trainer), colour in zip(found.items(), (pictures.ORANGE, pictures.BLUE), strict=True):
     for part, style in (("train", "--"), ("test", "-")):
         line = [row[f"{part}_accuracy"] for row in trainer.history]
-        axes.plot(range(1, epochs + 1), line, style, color=colour, linewidth=2, label=f"{name}, {part}")
+        axes.plot(
+            range(1, epochs + 1), line, style, color=colour, linewidth=2, label=f"{name}, {part}"
+        )
     last = trainer.history[-1]
     print(f"{name:12} training {last['train_accuracy']:.1%}, test {last['test_accuracy']:.1%}")
 axes.set(xlabel=f"epoch, {count} pictures", ylabel="right", ylim=(0, 1.02))
@@ -431,12 +451,16 @@ plt.show()
 # after a warm-up, augmentation, dropout; all ten thousand pictures.
 
 # %%
-epochs = 2 if FAST else 3
+epochs = 2 if FAST else 8
 pictures_seen = train.subset(slice(0, 320)) if FAST else train
-batches = Loader(pictures_seen, preprocessing, 64, augmentation=Augmentation(pad=2, flip=True), shuffle=True)
-model = yours("A", dropout=0.2)
+batches = Loader(
+    pictures_seen, preprocessing, 64, augmentation=Augmentation(pad=1, flip=True), shuffle=True
+)
+model = yours("A", dropout=0.1)
 optimizer = MySGD(model.named_params(), weight_decay=5e-4)
-trainer = Trainer(model, batches, tests, optimizer, schedule("cosine", epochs, warmup=1.0), 0.03, epochs)
+trainer = Trainer(
+    model, batches, tests, optimizer, schedule("cosine", epochs, warmup=1.0), 0.03, epochs
+)
 trainer.fit(progress=False)
 pictures.curves(trainer.history)
 

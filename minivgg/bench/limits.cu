@@ -6,7 +6,7 @@
 
 constexpr int CHAINS = 8;
 
-// v ← v·a + b, `rounds` times, in each chain: 2 · CHAINS · rounds FLOP a thread. numbers: a, b, then a sum for each thread.
+// v ← v·a + b, `rounds` times, in each chain: 2 · CHAINS · rounds FLOP a thread. numbers: a, b, then a sum a thread.
 extern "C" __global__ void fma_chains(float* numbers, int rounds) {
     const float a = numbers[0], b = numbers[1];
     float v[CHAINS];

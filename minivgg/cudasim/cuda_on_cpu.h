@@ -1,7 +1,7 @@
 // CUDA C as plain C++: what a .cu file sees when it is compiled for the simulator (see runtime.cpp for what runs it).
 //
-// One CUDA block runs at a time, and of its threads one at a time, each on a stack of its own. So `threadIdx` is a field
-// of the thread that is running, `__shared__` memory is memory that all of them see, and a thread that waits at a
+// One CUDA block runs at a time, and of its threads one at a time, each on a stack of its own. So `threadIdx` is a
+// field of the thread that is running, `__shared__` memory is memory that all of them see, and a thread that waits at a
 // barrier steps aside for the others.
 #pragma once
 
@@ -30,7 +30,7 @@
 #define __constant__ static const
 #define __restrict__ __restrict
 
-// Shared arrays lie in a section of their own, so that it is known where they are, each behind a gap that no array owns.
+// Shared arrays lie in a section of their own, so that it is known where they are, each behind a gap that nobody owns.
 // `used` tells the compiler that somebody else may look at them, or change them.
 #define CUDASIM_JOIN_(a, b) a##b
 #define CUDASIM_JOIN(a, b) CUDASIM_JOIN_(a, b)
@@ -191,8 +191,8 @@ T __shfl_xor_sync(unsigned mask, T v, int distance, int width = 32, CUDASIM_CALL
 }
 template <class T>
 T __shfl_down_sync(unsigned mask, T v, int distance, int width = 32, CUDASIM_CALLER) {
-    int lane = cudasim::lane();
-    return cudasim::shuffle("__shfl_down_sync", mask, v, lane % width + distance < width ? lane + distance : lane, CUDASIM_CALL);
+    int lane = cudasim::lane(), source = lane % width + distance < width ? lane + distance : lane;
+    return cudasim::shuffle("__shfl_down_sync", mask, v, source, CUDASIM_CALL);
 }
 template <class T>
 T __shfl_up_sync(unsigned mask, T v, int distance, int width = 32, CUDASIM_CALLER) {
@@ -202,7 +202,9 @@ T __shfl_up_sync(unsigned mask, T v, int distance, int width = 32, CUDASIM_CALLE
 inline unsigned __ballot_sync(unsigned mask, int p, CUDASIM_CALLER) {
     return cudasim::vote("__ballot_sync", mask, p, CUDASIM_CALL);
 }
-inline int __any_sync(unsigned mask, int p, CUDASIM_CALLER) { return cudasim::vote("__any_sync", mask, p, CUDASIM_CALL) != 0; }
+inline int __any_sync(unsigned mask, int p, CUDASIM_CALLER) {
+    return cudasim::vote("__any_sync", mask, p, CUDASIM_CALL) != 0;
+}
 inline int __all_sync(unsigned mask, int p, CUDASIM_CALLER) {
     return cudasim::vote("__all_sync", mask, p, CUDASIM_CALL) == mask;
 }
@@ -286,7 +288,8 @@ struct TypeName {
         else if constexpr (std::is_same_v<T, __half>) return "float16";
         else if constexpr (std::is_same_v<T, bool>) return "bool";
         else if constexpr (std::is_integral_v<T>) {
-            constexpr const char* names[2][4] = {{"uint8", "uint16", "uint32", "uint64"}, {"int8", "int16", "int32", "int64"}};
+            constexpr const char* names[2][4] = {
+                {"uint8", "uint16", "uint32", "uint64"}, {"int8", "int16", "int32", "int64"}};
             return names[std::is_signed_v<T>][sizeof(T) == 1 ? 0 : sizeof(T) == 2 ? 1 : sizeof(T) == 4 ? 2 : 3];
         } else return "other";
     }

@@ -21,7 +21,7 @@ struct alignas(2) __half {
     static float widened(uint16_t h) {
         const uint32_t sign = uint32_t(h & 0x8000) << 16, magnitude = h & 0x7fff;
         if (magnitude >= 0x7c00) return cudasim_bits<float>(sign | 0x7f800000 | (magnitude & 0x3ff) << 13);
-        const float scaled = cudasim_bits<float>(magnitude << 13) * 0x1p112f;  // a float's exponent is biased by 112 more
+        const float scaled = cudasim_bits<float>(magnitude << 13) * 0x1p112f;  // a float's exponent is biased by more
         return cudasim_bits<float>(sign | cudasim_bits<uint32_t>(scaled));
     }
 };

@@ -81,7 +81,8 @@ class RawKernel:
     # ---- Refusing what a GPU would refuse, and what it would silently misread ----
 
     def _check_launch(self, library, grid, block, shared_mem) -> None:
-        static = sum(array.nbytes for array in library.shared if array.function == self.name)
+        others = set(kernels_of(self.source)) - {self.name}
+        static = sum(array.nbytes for array in library.shared if array.function not in others)
         refusals = (
             (np.prod(block) > MAX_THREADS, f"a block has at most {MAX_THREADS} threads, this one {np.prod(block)}"),
             (block[2] > 64, f"a block is at most 64 threads deep, this one {block[2]}"),

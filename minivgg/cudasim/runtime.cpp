@@ -102,7 +102,8 @@ std::string roll_call() {
     std::vector<std::pair<std::string, std::vector<Fiber*>>> groups;
     for (auto& fiber : fibers) {
         const char* what = fiber.state == AT_MEETING ? fiber.what : "__syncthreads";
-        std::string place = fiber.state == DONE ? "returned" : std::string("wait in ") + what + " at " + at(fiber.where);
+        std::string place = "returned";
+        if (fiber.state != DONE) place = std::string("wait in ") + what + " at " + at(fiber.where);
         auto group = groups.begin();
         while (group != groups.end() && group->first != place) ++group;
         if (group == groups.end()) group = groups.insert(group, {place, {}});
@@ -112,7 +113,8 @@ std::string roll_call() {
     for (auto& [place, members] : groups) {
         text += text.empty() ? "" : "; ";
         text += (members.size() == 1 ? "thread " : "threads ") + name_of(*members[0]);
-        if (members.size() > 1) text += " to " + name_of(*members.back()) + ", " + std::to_string(members.size()) + " in all,";
+        const std::string count = std::to_string(members.size());
+        if (members.size() > 1) text += " to " + name_of(*members.back()) + ", " + count + " in all,";
         text += (place == "returned" ? (members.size() == 1 ? " has " : " have ") : " ") + place;
     }
     return text;
@@ -123,7 +125,8 @@ void release_barrier() {
     int count = 0;
     for (auto& fiber : fibers) {
         if (fiber.state == DONE) return fail("divergent barrier: some threads of the block never come: " + roll_call());
-        if (fiber.where.line != where.line) return fail("divergent barriers: a block waits in two places: " + roll_call());
+        const bool elsewhere = fiber.where.line != where.line;
+        if (elsewhere) return fail("divergent barriers: a block waits in two places: " + roll_call());
         count += fiber.predicate != 0;
     }
     const int size = static_cast<int>(fibers.size());

@@ -81,7 +81,8 @@ void mma_together(void** lanes, unsigned mask) {
         const int group = lane / 4, member = lane % 4;
         for (int i = 0; i < 4; i++) {
             double sum = record(lane).d[i];
-            for (int k = 0; k < K; k++) sum += static_cast<double>(a[group + 8 * (i / 2)][k]) * b[k][2 * member + i % 2];
+            const int row = group + 8 * (i / 2), column = 2 * member + i % 2;
+            for (int k = 0; k < K; k++) sum += static_cast<double>(a[row][k]) * b[k][column];
             record(lane).d[i] = static_cast<float>(sum);
         }
     }

@@ -71,7 +71,8 @@ struct Site {
     void* pc;
     int size;
     bool write, shared;
-    std::map<uint32_t, std::pair<std::array<uint32_t, 32>, std::vector<Lanes>>> warps;  // of what a barrier has not ended
+    // For each warp, how often each of its lanes has come here since the last barrier, and where to.
+    std::map<uint32_t, std::pair<std::array<uint32_t, 32>, std::vector<Lanes>>> warps;
     uint64_t requests = 0, transactions = 0, ideal = 0;
 };
 std::map<std::pair<void*, bool>, Site> sites;
@@ -126,7 +127,7 @@ void count_traffic() {
     }
 }
 
-// ---- Words: "@address@" stands for a source line and "#array:byte:size#" for an element; Python knows their names ----
+// ---- Words: "@address@" stands for a source line, "#array:byte:size#" for an element; Python knows their names ----
 
 std::string place(void* pc) {
     char text[32];
@@ -135,7 +136,8 @@ std::string place(void* pc) {
 }
 
 std::string element(const Region& region, const char* at, int size) {
-    return "#" + std::to_string(region.name) + ":" + std::to_string(at - region.begin) + ":" + std::to_string(size) + "#";
+    const std::string byte = std::to_string(at - region.begin);
+    return "#" + std::to_string(region.name) + ":" + byte + ":" + std::to_string(size) + "#";
 }
 
 const char* word(Kind kind) { return kind == READ ? "reads" : kind == WRITE ? "writes" : "changes (atomically)"; }
@@ -149,7 +151,8 @@ const char* word(Kind kind) { return kind == READ ? "reads" : kind == WRITE ? "w
         if (distance < least) least = distance, nearest = &region;
     }
     std::string where = nearest && least < (1 << 20) ? element(*nearest, at, size) : "no array of the kernel's";
-    fail("out of bounds: " + full_name_of(*cudasim_thread) + " " + word(kind) + " " + std::to_string(size) + " bytes of " +
+    const std::string bytes = std::to_string(size) + " bytes of ";
+    fail("out of bounds: " + full_name_of(*cudasim_thread) + " " + word(kind) + " " + bytes +
          where + ", in " + place(pc));
 }
 
@@ -158,8 +161,9 @@ void race(const Region& region, const char* at, int size, const Access& before, 
     Thread other = *reinterpret_cast<const Thread*>(threads + (before.thread - 1) * thread_bytes);
     const unsigned x = cudasim_grid_size.x, y = cudasim_grid_size.y;
     other.block = {before.block % x, before.block / x % y, before.block / x / y};
-    findings += "race\t" + place(before.pc) + "\t" + place(pc) + "\t" + element(region, at, size) + "\t" + full_name_of(other) + " " +
-                word(before.atomic ? ATOMIC : before_kind) + "\t" + full_name_of(*cudasim_thread) + " " + word(kind) + "\n";
+    findings += "race\t" + place(before.pc) + "\t" + place(pc) + "\t" + element(region, at, size) + "\t";
+    findings += full_name_of(other) + " " + word(before.atomic ? ATOMIC : before_kind) + "\t";
+    findings += full_name_of(*cudasim_thread) + " " + word(kind) + "\n";
 }
 
 void look_for_races(Region& region, const char* at, int size, Kind kind, void* pc) {
@@ -272,8 +276,9 @@ void cudasim_array(const void* begin, size_t size, int granule, int shared, int 
 const char* cudasim_findings() {
     for (auto& [key, s] : sites) {
         char line[200];
-        snprintf(line, sizeof line, "traffic\t%s\t%d\t%d\t%d\t%llu\t%llu\t%llu\n", place(s.pc).c_str(), s.size, s.write, s.shared,
-                 (unsigned long long)s.requests, (unsigned long long)s.transactions, (unsigned long long)s.ideal);
+        snprintf(line, sizeof line, "traffic\t%s\t%d\t%d\t%d\t%llu\t%llu\t%llu\n", place(s.pc).c_str(), s.size, s.write,
+                 s.shared, (unsigned long long)s.requests, (unsigned long long)s.transactions,
+                 (unsigned long long)s.ideal);
         findings += line;
     }
     return findings.c_str();

@@ -1,8 +1,8 @@
 // Local response normalisation of (pixels, C), a thread for each number. Its neighbours across channels are its
 // neighbours in memory: another thread of the warp has just read them, so they come from a cache.
 //
-// Backward takes two kernels, because each number asks its neighbours for something that they have to work out first. It
-// reads and writes eight numbers for each in all, where three would do if the threads of a block told one another.
+// Backward takes two kernels, because each number asks its neighbours for something that they have to work out first.
+// It reads and writes eight numbers for each in all, where three would do if the threads of a block told one another.
 // variants: T=float|double
 
 __device__ __forceinline__ Acc window_sum(const T* row, int C, int first, int size, bool squared) {

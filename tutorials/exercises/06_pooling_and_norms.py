@@ -1,4 +1,4 @@
-"""The exercises of ../06_pooling_and_norms.ipynb: minivgg check 06.1 --file …"""
+"""The exercises of ../06_pooling_and_norms.ipynb: minivgg check 06.1 --file 06_pooling_and_norms.py"""
 
 import numpy as np
 

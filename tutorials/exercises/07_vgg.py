@@ -1,4 +1,4 @@
-"""The exercises of ../07_vgg.ipynb: minivgg check 07.1 --file …"""
+"""The exercises of ../07_vgg.ipynb: minivgg check 07.1 --file 07_vgg.py"""
 
 import numpy as np
 

@@ -1,4 +1,4 @@
-"""The exercises of ../08_training.ipynb: minivgg check 08.1 --file …"""
+"""The exercises of ../08_training.ipynb: minivgg check 08.1 --file 08_training.py"""
 
 import numpy as np
 

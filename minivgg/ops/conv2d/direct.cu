@@ -8,7 +8,6 @@
 // pass as zeros between the pixels of dy. So there is one kernel for both, which knows of a `dilation`. The gradient of
 // the filters is a matrix product over all pixels, cut into parts, which `sum_parts` adds up in an order that never
 // changes: float addition by atomics would give other bits each time.
-// variants: T=float|double
 // variants: T=float|double RUN=16|32
 
 constexpr int VECTOR = 16 / sizeof(T);  // numbers that a thread reads at once

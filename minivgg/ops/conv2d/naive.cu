@@ -1,8 +1,12 @@
 // The seven loops on a GPU: four of them are the grid, a thread for each element of the result; three are left to it.
 //
-// Arrays lie in memory as (N, C, H, W), (O, C, KH, KW) and (N, O, OH, OW). No two threads write to one place: a gradient
-// is gathered, each element of it looking for the products that it had a part in.
+// Arrays lie in memory as (N, C, H, W), (O, C, KH, KW) and (N, O, OH, OW). No two threads write to one place: a
+// gradient is gathered, each element of it looking for the products that it had a part in.
 // variants: T=float|double|__half
+
+__device__ __forceinline__ long long place(int a, int b, int c, int d, int B, int C, int D) {
+    return ((static_cast<long long>(a) * B + b) * C + c) * D + d;  // of element [a, b, c, d] of an array (A, B, C, D)
+}
 
 #define GEOMETRY                                                                                                   \
     int N, int C, int H, int W, int O, int KH, int KW, int OH, int OW, int stride_h, int stride_w, int padding_h, \
@@ -18,7 +22,7 @@ extern "C" __global__ void forward(const T* x, const T* w, T* y, GEOMETRY, long 
             for (int kw = 0; kw < KW; kw++) {
                 const int h = oh * stride_h - padding_h + kh, v = ow * stride_w - padding_w + kw;
                 if (0 <= h && h < H && 0 <= v && v < W) {  // beyond the border x counts as zero
-                    sum += Acc(x[((static_cast<long long>(n) * C + c) * H + h) * W + v]) * Acc(w[((o * C + c) * KH + kh) * KW + kw]);
+                    sum += Acc(x[place(n, c, h, v, C, H, W)]) * Acc(w[place(o, c, kh, kw, C, KH, KW)]);
                 }
             }
         }
@@ -37,7 +41,7 @@ extern "C" __global__ void grad_input(const T* dy, const T* w, T* dx, GEOMETRY, 
                 const int down = h + padding_h - kh, right = v + padding_w - kw;
                 const int oh = down / stride_h, ow = right / stride_w;
                 if (down >= 0 && right >= 0 && down % stride_h == 0 && right % stride_w == 0 && oh < OH && ow < OW) {
-                    sum += Acc(dy[((static_cast<long long>(n) * O + o) * OH + oh) * OW + ow]) * Acc(w[((o * C + c) * KH + kh) * KW + kw]);
+                    sum += Acc(dy[place(n, o, oh, ow, O, OH, OW)]) * Acc(w[place(o, c, kh, kw, C, KH, KW)]);
                 }
             }
         }
@@ -55,7 +59,7 @@ extern "C" __global__ void grad_weight(const T* dy, const T* x, T* dw, GEOMETRY,
             for (int ow = 0; ow < OW; ow++) {
                 const int h = oh * stride_h - padding_h + kh, v = ow * stride_w - padding_w + kw;
                 if (0 <= h && h < H && 0 <= v && v < W) {
-                    sum += Acc(dy[((static_cast<long long>(n) * O + o) * OH + oh) * OW + ow]) * Acc(x[((static_cast<long long>(n) * C + c) * H + h) * W + v]);
+                    sum += Acc(dy[place(n, o, oh, ow, O, OH, OW)]) * Acc(x[place(n, c, h, v, C, H, W)]);
                 }
             }
         }

@@ -37,7 +37,7 @@ TF32 = Units(
     {
         4: (
             Tile(128, 128, 8, 8, BLOCKS=2, speed=1.0, BK=32, STAGES=3),
-            Tile(128, 64, 8, 8, BLOCKS=3, speed=0.9, BK=32),
+            Tile(128, 64, 8, 8, BLOCKS=2, speed=0.9, BK=32),
             Tile(64, 64, 8, 4, BLOCKS=4, speed=0.6, BK=32),
             _SMALLEST,
         )
