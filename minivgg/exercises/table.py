@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from minivgg.exercises import checks, checks_of_networks, kernels
+from minivgg.exercises import checks, checks_of_networks, counting, kernels
 from minivgg.testing import CASES, Case, Report
 from minivgg.testing.arrays import distinct
 from minivgg.testing.cases import LABELS
@@ -172,6 +172,13 @@ _ROWS = (
         ("sgd",),
         checks_of_networks.takes_steps,
         "minivgg.training.optim.SGD",
+    ),
+    Exercise(
+        "10.1",
+        "two outputs by four multiplications",
+        ("f23",),
+        counting.winograd,
+        "minivgg.ops.conv2d.toom_cook",
     ),
     Exercise(
         "11.1",

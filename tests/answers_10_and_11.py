@@ -1,6 +1,10 @@
-"""Answers to the exercises in CUDA C, wrong and right; see `answers`."""
+"""Answers to the exercises on speed, 10 and 11, wrong and right; see `answers`."""
 
 MISTAKES = [
+    ("10.1", "m0 + m1 + m2", "m0 + m1 - m2", "both outputs are right"),
+    ("10.1", "(d[1] + d[2])", "(d[1] - d[2])", "on       d = [0, 0, 1, 0], g = [1, 0, 0]"),
+    ("10.1", "/ 2", "", "expected 0, 1"),
+    ("10.1", "return m0 + m1 + m2,", "return (d[0] * g[0] + d[1] * g[1] + d[2] * g[2]),", "found    7"),
     ("11.1", "i < pixels * channels", "i <= pixels * channels", "reads 4 bytes of x[2048]"),
     ("11.1", "i < pixels * channels", "i < pixels * channels - 1", "found    nan, and 1 of 2048 are wrong"),
     ("11.1", "i += gridDim.x * blockDim.x", "i += blockDim.x", "no two threads race for a place"),
@@ -36,6 +40,19 @@ MISTAKES = [
 ]  # fmt: skip
 
 STYLES = [
+    ("10.1", '''
+def f23(d, g):
+    A = np.array([[1, 1, 1, 0], [0, 1, -1, -1]])
+    G = np.array([[1, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, 1]])
+    B = np.array([[1, 0, -1, 0], [0, 1, 1, 0], [0, -1, 1, 0], [0, 1, 0, -1]])
+    return A @ ((G @ g) * (B @ d))
+'''),
+    ("10.1", '''
+def f23(d, g):
+    even, odd = 0.5 * (g[0] + g[2]), 0.5 * g[1]
+    one, other = (even + odd) * (d[1] + d[2]), (odd - even) * (d[1] - d[2])
+    return [one + other - g[0] * (d[2] - d[0]), one - other + -(d[1] - d[3]) * g[2]]
+'''),
     ("11.1", '''
 def bias_relu():
     return """
