@@ -29,6 +29,7 @@ MISTAKES = [
     ("11.2", "i < 18 * 18; i += 256", "i < 256; i += 256", "the result is what the formula says"),
     ("11.2", "top + i / 18 - 1", "top + i / 18", "the result is what the formula says"),
     ("11.2", "0 <= h && h < H", "h < H", "x[-"),
+    ("11.2", "tile[18][18]", "tile[16][18]", "shared tile["),
     ("11.2", "tile[row + kh][column + kw]", "tile[row + kw][column + kh]", "the result is what the formula says"),
     (
         "11.2",
