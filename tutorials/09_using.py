@@ -180,7 +180,12 @@ axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False)
 plt.show()
 
 # %% [markdown]
-# @@MISTAKES@@
+# Read it against the yardsticks. What *moves* things, squashing as much as turning, leaves hardly more than a grey
+# square would: a cosine compares place by place, and the network may still know the face. The others leave everything
+# where it is. A forgotten mean is forgiven, the more so the deeper one looks: an edge is an edge at any brightness. A
+# red that has become blue is not, quite. And a cosine does not see sizes: on the scale of 0 to 1 the features are also
+# far too small, while the biases of the layers to come are made for large ones. At the end of the whole network that is
+# the worst of all these mistakes ([using](../docs/using.md) has them measured there).
 #
 # Can a library notice? It sees the weights only, before the first picture comes. But Oxford's filters are known, and so
 # is what they were trained on. Say that you are going to feed this network as torchvision feeds its own:
@@ -228,8 +233,8 @@ print(f"largest difference {np.abs((ours - theirs)[inner]).max():.2g}: away from
 pictures.maps(seeing.feature_maps(network, right[None], "features.3")[0], crop, "relu1_2", most=31)
 
 # %% [markdown]
-# Bright edges from the left, dark ones from above, skin, sky. The picture can still be recognised in each. And after
-# the seventh:
+# Edges of one direction or another, and in a few maps surfaces of a colour: the blue of the wall, the face and the
+# flag. The picture can still be recognised in each. And after the seventh:
 
 # %%
 pictures.maps(ours[0], crop, "relu3_3", most=31)
@@ -240,9 +245,9 @@ for depth in depths:
     print(f"{depth}: {values[0].shape!s:16} {np.mean(values == 0):.0%} of the values are zero")
 
 # %% [markdown]
-# Fewer places, more maps, and more of them silent: deeper filters are choosier. Which patches please one most? Take
-# some maps, find the place where each is largest, and cut out what the unit there sees. How far that is, you computed
-# in notebook 07: seven convolutions and two pools.
+# Fewer places, more maps, and at the end more of them silent: a deeper filter is choosier. Which patches please one
+# most? Take some maps, find the place where each is largest, and cut out what the unit there sees. How far that is, you
+# computed in notebook 07: seven convolutions and two pools.
 
 # %%
 field = next(row.receptive_field for row in reversed(ledger(oxford, (1, 3, 224, 224)).rows))
@@ -270,7 +275,7 @@ print(f"each patch is the {field}×{field} pixels that one unit of relu3_3 sees"
 from minivgg.training.config import Config
 from minivgg.training.run import Run
 
-run = Run(Config(epochs=1 if FAST else 4, warmup=0.5), Path(tempfile.mkdtemp()))
+run = Run(Config(epochs=1 if FAST else 3, warmup=0.5), Path(tempfile.mkdtemp()))
 untrained = Run(Config(epochs=1, seed=1), Path(tempfile.mkdtemp())).trainer.model
 run.trainer.fit(progress=False)
 model = run.trainer.model
@@ -495,7 +500,9 @@ axes.grid(axis="y", visible=False)
 plt.show()
 
 # %% [markdown]
-# @@COVER@@
+# Read the bars with their errors (one standard error each). What is covered matters, and a map that earns its name has
+# its brightest square below "anywhere", and its darkest one above. Note, too, how sure the network stays: a part of a
+# boot is still a boot, and no single square holds the answer.
 #
 # A second test, and a warning. There are sharper pictures to be had: let through each ReLU, on the way back, only what
 # is positive ("guided" backpropagation). Here they are from our network, and from one that has *learnt nothing at all*:
@@ -518,7 +525,9 @@ for guided, values in likeness.items():
     print(f"{title:9} correlation of trained and untrained: {np.mean(values):+.2f}")
 
 # %% [markdown]
-# @@GUIDED@@
+# The guided pictures look best, and depend least on what the network has learnt: they are nearer to an edge detector
+# than to an explanation. Before you believe a picture, ask what it would look like if there were nothing to explain
+# (Adebayo et al. [2018](https://arxiv.org/abs/1810.03292), Sanity checks for saliency maps).
 #
 # ## Larger pictures
 #
@@ -654,7 +663,7 @@ print(
 # further apart, with some empty places between them, and count:
 
 # %%
-garments = 120 if FAST else 1000
+garments = 120 if FAST else 400
 hung = np.stack([run.preprocessing(run.test_set.image(i)) for i in range(garments)])
 labels = run.test_set.labels[:garments]
 
@@ -674,7 +683,8 @@ for gap in (0, 1, 2):
     print(f"empty places: {gap}      {hang(gap):.1%}")
 
 # %% [markdown]
-# @@HANG@@
+# Strangers next door cost something, and empty places between give it back. They do not give back everything: around a
+# garment that is alone there is padding, zeros that no picture contains, and empty places are black.
 #
 # ### What it saves
 #
@@ -704,7 +714,7 @@ for size in (224, 256, 384, 512):
 # %%
 from minivgg.training.evaluate import Evaluator, Protocol, evaluate
 
-several = run.test_set.subset(slice(0, 100 if FAST else 2000))
+several = run.test_set.subset(slice(0, 100 if FAST else 400))
 for protocol in (
     Protocol(),
     Protocol(flip=True),
@@ -720,7 +730,9 @@ for protocol in (
         )
 
 # %% [markdown]
-# @@LOOKS@@
+# Compare the first row with all the others: many looks cost many times as much, and do not help by themselves. On
+# ImageNet, with a network that was trained at several scales, the paper's table 5 gains by them; a network that knows
+# garments of one size is not made wiser by being shown larger ones.
 #
 # ## What you have now
 #
