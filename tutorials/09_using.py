@@ -325,9 +325,11 @@ print(
 )
 
 # %% [markdown]
-# It is a real slope. (Measured in float64, with a small step: eleven layers of ReLUs are kinks all over, notebook 02.
-# Batch norm runs by its averages here, and dropout not at all:
-# we ask the network that answers, not the one that learns.)
+# They do not agree! Backward is right; the picture stands on a kink. Its background is one and the same value, so that
+# in every max-pool there all windows are ties. A random step breaks them, and forward takes whichever has grown, while
+# a gradient follows the first (notebook 06). A gradient is one of many slopes here: keep it in mind when you look at
+# it. (Batch norm runs by its averages here, and dropout not at all: we ask the network that answers, not the one that
+# learns.)
 #
 # ## Where does it look?
 #
@@ -683,8 +685,10 @@ for gap in (0, 1, 2):
     print(f"empty places: {gap}      {hang(gap):.1%}")
 
 # %% [markdown]
-# Strangers next door cost something, and empty places between give it back. They do not give back everything: around a
-# garment that is alone there is padding, zeros that no picture contains, and empty places are black.
+# Strangers next door cost something, as expected. Empty places do not give it back: they cost more. In training a
+# garment was surrounded by padding, zeros in each layer, and never by a wide black field. Sliding gives a window
+# another surrounding than it was trained with; only where that is like what training showed, as within photographs, is
+# it a gain.
 #
 # ### What it saves
 #
