@@ -44,7 +44,7 @@ rng = np.random.default_rng(0)
 # Published weights come as a table: a name, a shape, numbers. Loading them is matching names and shapes, and nothing
 # else; that everything fits must be known *before* the first number is copied, or half a network is left behind. (In
 # many formats the table is a program, too, which runs when it is opened. The library never runs it:
-# [weights](../docs/weights.md).)
+# `docs/weights.md`.)
 #
 # The whole of VGG-16 is half a gigabyte. Its first seven convolutions, as Oxford's Visual Geometry Group published them
 # (Simonyan & Zisserman, CC BY 4.0), come with minivgg:
@@ -185,7 +185,7 @@ plt.show()
 # where it is. A forgotten mean is forgiven, the more so the deeper one looks: an edge is an edge at any brightness. A
 # red that has become blue is not, quite. And a cosine does not see sizes: on the scale of 0 to 1 the features are also
 # far too small, while the biases of the layers to come are made for large ones. At the end of the whole network that is
-# the worst of all these mistakes ([using](../docs/using.md) has them measured there).
+# the worst of all these mistakes (`docs/using.md` has them measured there).
 #
 # Can a library notice? It sees the weights only, before the first picture comes. But Oxford's filters are known, and so
 # is what they were trained on. Say that you are going to feed this network as torchvision feeds its own:
@@ -746,7 +746,7 @@ for protocol in (
 #   and can be tested by covering.
 # - A linear layer is a convolution with room for one place. Given more room, it slides.
 #
-# On the command line these are `minivgg predict`, `minivgg see` and `minivgg evaluate` ([using](../docs/using.md)).
+# On the command line these are `minivgg predict`, `minivgg see` and `minivgg evaluate` (`docs/using.md`).
 #
 # All of this ran on a convolution that somebody made fast. How is that done? Back to the ladder: the next notebook
 # climbs it.
