@@ -8,6 +8,8 @@ from answers import MISTAKES as EARLIER_MISTAKES
 from answers import STYLES as EARLIER_STYLES
 from answers_06_to_08 import MISTAKES as LATER_MISTAKES
 from answers_06_to_08 import STYLES as LATER_STYLES
+from answers_09 import MISTAKES as USING_MISTAKES
+from answers_09 import STYLES as USING_STYLES
 from answers_10_and_11 import MISTAKES as LAST_MISTAKES
 from answers_10_and_11 import STYLES as LAST_STYLES
 from tutorial_files import TUTORIALS, build
@@ -25,8 +27,8 @@ from minivgg.ops.maxpool import maxpool2d_backward, maxpool2d_forward
 from minivgg.ops.relu import relu_backward, relu_forward
 from minivgg.ops.softmax_cross_entropy import softmax_cross_entropy_backward, softmax_cross_entropy_forward
 
-MISTAKES = EARLIER_MISTAKES + LATER_MISTAKES + LAST_MISTAKES
-STYLES = EARLIER_STYLES + LATER_STYLES + LAST_STYLES
+MISTAKES = EARLIER_MISTAKES + LATER_MISTAKES + USING_MISTAKES + LAST_MISTAKES
+STYLES = EARLIER_STYLES + LATER_STYLES + USING_STYLES + LAST_STYLES
 SOLUTIONS = {name: code for source in build.SOURCES for name, code in build.solutions(source).items()}
 each = pytest.mark.parametrize("exercise", EXERCISES)
 

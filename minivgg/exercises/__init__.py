@@ -11,8 +11,8 @@ The learner's code is run, never ours: it takes the place of a row of the confor
 rules. The answer is a `Verdict`: what is wrong, on which shapes, what kind of mistake it looks like, and where to look
 next. How it is written does not matter: loops, einsum, other names, other caches are all right.
 
-`table` holds the exercises as data, a row each; `checks`, `checks_of_networks`, `counting` and, for CUDA C, `kernels`
-what a row can be held to; `verdict` runs and tells; `progress` remembers.
+`table` holds the exercises as data, a row each; `checks`, `checks_of_networks`, `checks_of_using`, `counting` and, for
+CUDA C, `kernels` what a row can be held to; `verdict` runs and tells; `progress` remembers.
 """
 
 from minivgg.exercises.progress import progress

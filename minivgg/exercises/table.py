@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from minivgg.exercises import checks, checks_of_networks, counting, kernels
+from minivgg.exercises import checks, checks_of_networks, checks_of_using, counting, kernels
 from minivgg.testing import CASES, Case, Report
 from minivgg.testing.arrays import distinct
 from minivgg.testing.cases import LABELS
@@ -172,6 +172,20 @@ _ROWS = (
         ("sgd",),
         checks_of_networks.takes_steps,
         "minivgg.training.optim.SGD",
+    ),
+    Exercise(
+        "09.1",
+        "where the network sees it",
+        ("grad_cam",),
+        checks_of_using.grad_cam,
+        "minivgg.insight.seeing.grad_cam_maps",
+    ),
+    Exercise(
+        "09.2",
+        "a linear layer that slides",
+        ("slide",),
+        checks_of_using.slides,
+        "minivgg.layers.dense",
     ),
     Exercise(
         "10.1",
