@@ -96,9 +96,10 @@ def test_files_have_at_most_400_lines():
 
 
 def lines_of(path):
-    """A file's lines; of a notebook's source those of code, since its text is there to be read at length."""
+    """A file's lines; of a notebook's source those of code that are not empty: its text is there to be read at length,
+    and between two cells are blank lines."""
     lines = path.read_text(encoding="utf-8").splitlines()
-    return [line for line in lines if path.parent.name != "tutorials" or not line.startswith("#")]
+    return [line for line in lines if path.parent.name != "tutorials" or (line and not line.startswith("#"))]
 
 
 @pytest.fixture(scope="module")

@@ -19,7 +19,7 @@ import numpy as np
 from minivgg.gradcheck import check
 from minivgg.gradcheck.zoo import ZOO
 from minivgg.insight import pictures, seeing
-from minivgg.ops.conv2d import ALGORITHMS, ConvSpec, conv2d_forward
+from minivgg.ops.conv2d import ConvSpec, algorithms_on, conv2d_forward
 from minivgg.ops.softmax_cross_entropy import softmax_backward, softmax_forward
 from minivgg.training.config import Config
 from minivgg.training.loop import evaluate
@@ -122,7 +122,7 @@ report.plot()
 x = rng.standard_normal((2, 8, 12, 12), dtype=np.float32)
 w = rng.standard_normal((8, 8, 3, 3), dtype=np.float32)
 exact, _ = conv2d_forward(x.astype(float), w.astype(float), padding=1, algorithm="naive")
-for name in ALGORITHMS:
+for name in algorithms_on("cpu"):
     y, _ = conv2d_forward(x, w, padding=1, algorithm=name)
     error = np.linalg.norm(y - exact) / np.linalg.norm(exact)
     print(f"{name:14} relative error {error:.0e}")
@@ -132,7 +132,7 @@ spec = ConvSpec.of((1, 64, 28, 28) if FAST else (1, 64, 112, 112), (64, 64, 3, 3
 x = rng.standard_normal(spec.x_shape, dtype=np.float32)
 w = rng.standard_normal(spec.w_shape, dtype=np.float32)
 seconds = {}
-for name in ALGORITHMS:
+for name in algorithms_on("cpu"):
     convolve = partial(conv2d_forward, x, w, padding=1, algorithm=name)
     convolve()
     once = [timeit.timeit(convolve, number=1)]

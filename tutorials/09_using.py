@@ -318,18 +318,18 @@ dx = gradient_of_score(model, x, k)
 print(f"as the library's: {np.array_equal(dx[0], seeing.image_gradient(model, x, k))}")
 precise = copy.deepcopy(model).astype(np.float64)
 direction, h = rng.standard_normal(x.shape), 1e-6
-scores = [precise.forward(x + sign * h * direction)[0, k] for sign in (1, -1)]
-slope = np.sum(gradient_of_score(precise, x.astype(float), k) * direction)
-print(
-    f"slope of the score: measured {(scores[0] - scores[1]) / (2 * h):.6f}, by the gradient {slope:.6f}"
-)
+noise = 0.01 * np.random.default_rng(1).standard_normal(x.shape)
+for name, at in (("the picture", x.astype(float)), ("with a little noise", x + noise)):
+    scores = [precise.forward(at + sign * h * direction)[0, k] for sign in (1, -1)]
+    slope = np.sum(gradient_of_score(precise, at, k) * direction)
+    print(f"{name}: slope {(scores[0] - scores[1]) / (2 * h):.6f}, by the gradient {slope:.6f}")
 
 # %% [markdown]
-# They do not agree! Backward is right; the picture stands on a kink. Its background is one and the same value, so that
-# in every max-pool there all windows are ties. A random step breaks them, and forward takes whichever has grown, while
-# a gradient follows the first (notebook 06). A gradient is one of many slopes here: keep it in mind when you look at
-# it. (Batch norm runs by its averages here, and dropout not at all: we ask the network that answers, not the one that
-# learns.)
+# The first two do not agree! Backward is right, as the second line shows; the picture stands on a kink. Its
+# background is one and the same value, so that in every max-pool there all windows are ties. A random step breaks
+# them, and forward takes whichever has grown, while a gradient follows the first (notebook 06). A little noise, and
+# there are no ties. A gradient is one of many slopes on such a picture: keep it in mind when you look at it. (Batch
+# norm runs by its averages here, and dropout not at all: we ask the network that answers, not the one that learns.)
 #
 # ## Where does it look?
 #
