@@ -66,6 +66,16 @@ def test_a_kernel_is_never_handed_gaps():
     assert memory_run(x).flags.c_contiguous
 
 
+def test_a_kernel_of_the_cpu_refuses_what_is_on_a_simulated_gpu():
+    @jit.njit
+    def total(x):
+        return x.sum()
+
+    assert total(np.ones(3)) == 3
+    with pytest.raises(TypeError, match="handed an array that is on the simulated GPU"):
+        total(array.to(np.ones(3), "sim"))
+
+
 REASONS = {
     "gpu": "CuPy is not installed",
     "sim": "there is no no-such-compiler: install one",

@@ -89,12 +89,6 @@ __global__ void past_a_tile(float* y) {
     y[threadIdx.x] = second[threadIdx.x];
 }
 
-__global__ void past_the_last_tile(float* y) {
-    __shared__ float tile[32];
-    for (int i = 0; i < 1000; i++) tile[i] = threadIdx.x;   // on and on
-    y[threadIdx.x] = tile[threadIdx.x];
-}
-
 __global__ void past_dynamic(float* y) {
     extern __shared__ float tile[];
     tile[threadIdx.x] = 1;                                  // asked for too little
@@ -256,12 +250,6 @@ OVERRUNS = {
         "thread (31,0,0) of block (0,0,0) writes 4 bytes of shared first[32], which has 32",
         "thirty-two",
     ),
-    "past the last shared array": (
-        ("past_the_last_tile", 32, floats(32)),
-        {},
-        "writes 4 bytes of shared tile[32], which has 32",
-        "on and on",
-    ),
     "past dynamic shared memory": (
         ("past_dynamic", 32, floats(32)),
         {"shared_mem": 100},
@@ -285,6 +273,20 @@ def test_overruns_are_found_before_they_happen(arguments, how, words, mark):
         assert "out of bounds" in str(caught.value)
         assert words in str(caught.value)
         assert line(mark) in str(caught.value)
+
+
+def test_behind_the_last_shared_array_nothing_is_ours_to_write():
+    source = """
+    extern "C" __global__ void past(float* y) {
+        __shared__ float only[32];
+        only[threadIdx.x + 1] = 1;
+        y[threadIdx.x] = only[threadIdx.x];
+    }"""
+    with (
+        cudasim.checking(memcheck=True),
+        pytest.raises(cudasim.SimulatorError, match=r"writes 4 bytes of shared only\[32\], which has 32"),
+    ):
+        cudasim.RawKernel(source, "past")(1, 32, (floats(32),))
 
 
 # ---- Traffic ----

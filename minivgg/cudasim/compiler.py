@@ -8,6 +8,8 @@ import re
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -114,15 +116,12 @@ def _hash(*texts: str) -> str:
     return hashlib.sha256("\0".join(texts).encode()).hexdigest()[:32]
 
 
-def _beside(target: Path) -> tempfile.TemporaryDirectory:
+@contextmanager
+def _beside(target: Path) -> Iterator[Path]:
     """A scratch folder on the same disk, so that what is moved from it appears at once and whole."""
-
-    class Folder(tempfile.TemporaryDirectory):
-        def __enter__(self):
-            return Path(super().__enter__())
-
     target.parent.mkdir(parents=True, exist_ok=True)
-    return Folder(dir=target.parent)
+    with tempfile.TemporaryDirectory(dir=target.parent) as folder:
+        yield Path(folder)
 
 
 def _run(command: list[str], folder: Path) -> None:
@@ -150,6 +149,7 @@ def _shared_memory(source: str) -> str:
 
 @functools.lru_cache(256)
 def load(path: Path) -> ctypes.CDLL:
+    """The library, which stays loaded."""
     return ctypes.CDLL(str(path))
 
 

@@ -26,7 +26,7 @@ struct Fiber : Thread {
     bool started = false;
     State state;
     Where where;
-    int predicate, *answer;   // at a barrier
+    int kind, predicate, *answer;  // at a barrier
     unsigned mask;            // at a meeting
     const char* what;
     void* record;
@@ -132,7 +132,7 @@ void release_barrier() {
     const int size = static_cast<int>(fibers.size());
     for (auto& fiber : fibers) {
         const int answers[] = {0, count, count == size, count > 0};
-        *fiber.answer = answers[fiber.what[0] - '0'];
+        *fiber.answer = answers[fiber.kind];
         fiber.state = READY;
     }
     watch_barrier();
@@ -201,8 +201,7 @@ void* cudasim_dynamic_shared() { return dynamic_shared.data(); }
 
 void cudasim_barrier(int kind, int predicate, Where where, int* answer) {
     auto& me = running();
-    static const char* const kinds[] = {"0", "1", "2", "3"};
-    me.state = AT_BARRIER, me.where = where, me.predicate = predicate, me.answer = answer, me.what = kinds[kind];
+    me.state = AT_BARRIER, me.where = where, me.predicate = predicate, me.answer = answer, me.kind = kind;
     step_aside();
 }
 

@@ -95,7 +95,7 @@ def softmax(forward: Callable) -> Report:
         ([[-900.0, -900.0]], [[0.5, 0.5]]),
         ([[1001.0, 1000.0], [0.0, 0.0]], [[p, 1 - p], [0.5, 0.5]]),
     ]
-    overflow = _result(
+    overflow = result_of(
         "large scores do not overflow",
         "exp of 710 is infinity, and ∞ / ∞ is nan. Only differences of scores matter: subtract the largest of each row "
         "before the exponential.",
@@ -104,7 +104,7 @@ def softmax(forward: Callable) -> Report:
     return Report(report.subject, [*report.results, overflow])
 
 
-def _result(title: str, advice: str, trials: Iterable[tuple[str, Callable[[], None]]]) -> Result:
+def result_of(title: str, advice: str, trials: Iterable[tuple[str, Callable[[], None]]]) -> Result:
     """A rule tried: each trial is what it is tried on, in words, and a call that raises where the rule is broken."""
     result = Result(title, advice)
     for on, trial in trials:
@@ -131,7 +131,7 @@ def no_log_of_zero(forward: Callable, backward: Callable) -> Result:
         if not (np.isclose(loss, expected, rtol=1e-12, atol=0) and np.isfinite(dscores).all()):
             raise Broken(f"loss {expected}, and a gradient that is finite", f"loss {loss}, gradient {dscores.tolist()}")
 
-    return _result(
+    return result_of(
         "hopeless classes have a price, too",
         "The softmax of a score that is a thousand below the largest is rounded to 0, and log 0 is −∞. Do not take the "
         "logarithm of the softmax: with the largest score taken away, −log p = log Σ eˢ − s.",
@@ -155,7 +155,7 @@ def keeps_the_mean(forward: Callable, backward: Callable) -> Result:
         if abs(np.mean(y) - 1) > error / (1 - p):
             raise Broken(f"a mean of 1 ± {error / (1 - p):.4f}", f"{np.mean(y):.4f}")
 
-    return _result(
+    return result_of(
         "a share p is dropped, and the mean stays",
         "Inverted dropout: what survives, with probability 1 − p, is divided by 1 − p, so that at test time there is "
         "nothing left to do.",
@@ -191,7 +191,7 @@ def slope_of(function: Callable) -> Report:
     on = "f = Σ a·x^{}, x (2, 3), h = {:g}"
     return Report(
         "central_difference",
-        [_result("differences are central", advice, [(on.format(*t), lambda t=t: trial(*t)) for t in trials])],
+        [result_of("differences are central", advice, [(on.format(*t), lambda t=t: trial(*t)) for t in trials])],
     )
 
 
@@ -224,13 +224,13 @@ def gradient_check(function: Callable) -> Report:
     return Report(
         "is_right",
         [
-            _result(
+            result_of(
                 "right gradients are accepted",
                 "Compare with a tolerance that knows the size of the slope, and choose h near 1e-5: rounding alone "
                 "makes an error of about 1e-16 / h. Is x given to forward in float64, and a copy of it?",
                 accept,
             ),
-            _result(
+            result_of(
                 "planted bugs are refused",
                 "Which bug slipped through? Under an upstream gradient of ones, softmax's gradient is zero, and so is "
                 "7 times it: draw dy from both signs. A relative tolerance above 1e-4 does not see one part in 10,000, "
@@ -270,7 +270,7 @@ def counts_places(function: Callable) -> Report:
         (f"size, kernel, stride, padding = {g}", lambda g=g, expected=expected: trial(g, expected))
         for g, expected in given()
     ]
-    return Report("output_size", [_result("as many as fit", advice, trials)])
+    return Report("output_size", [result_of("as many as fit", advice, trials)])
 
 
 def _specs() -> list[ConvSpec]:

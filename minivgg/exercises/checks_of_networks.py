@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from minivgg.exercises.checks import _result
+from minivgg.exercises.checks import result_of
 from minivgg.models.vgg import CONFIGURATIONS
 from minivgg.testing import Report, Result
 from minivgg.testing.report import Broken
@@ -58,7 +58,7 @@ def one_of_equals(forward: Callable, backward: Callable) -> Result:
         if places[0] or dx[0] != 3:
             raise Broken("3 at place 0, and 0 elsewhere", f"the gradient of a tie went to place {places[0]}")
 
-    return _result(
+    return result_of(
         "of equals, the first wins",
         "A mask x == y marks all that tie, and each would get the whole gradient: more than forward could use. Keep "
         "one winner for each window; argmax gives the first.",
@@ -95,7 +95,7 @@ def normalises(forward: Callable, backward: Callable) -> Result:
         y, _ = forward(x, np.array([weight]), np.array([bias]))
         _agree(np.asarray(y), weight * right + bias, mistakes, rtol=1e-9)
 
-    return _result(
+    return result_of(
         FOUR_NUMBERS,
         "Work it by hand: mean 1.5, deviations −4.5, −0.5, 0.5 and 4.5, and the mean of their squares.",
         [
@@ -149,7 +149,7 @@ def sees(function: Callable) -> Report:
         "of k reaches k − 1 neighbours further; only then does its stride make the jump longer."
     )
     trials = [(f"windows {w}", lambda w=w, expected=expected: trial(list(w), expected)) for w, expected in WINDOWS]
-    return Report("receptive_field", [_result("a unit sees what it can reach", advice, trials)])
+    return Report("receptive_field", [result_of("a unit sees what it can reach", advice, trials)])
 
 
 # Table 2 of the paper says 133, 133, 133, 134, 138 and 144 million; to the unit, for three channels and 1,000 classes:
@@ -195,7 +195,7 @@ def counts_parameters(function: Callable) -> Report:
     cases = [*((letter, 3, 1000) for letter in PAPER), ("A", 1, 10), ("C", 1, 1000), ("E", 3, 7)]
     on = '{} = "{}", {} channels, {} classes'
     trials = [(on.format(c[0], CONFIGURATIONS[c[0]], *c[1:]), lambda c=c: trial(*c)) for c in cases]
-    return Report("parameters", [_result("the count is the paper's, to the unit", advice, trials)])
+    return Report("parameters", [result_of("the count is the paper's, to the unit", advice, trials)])
 
 
 # ---- Training ----
@@ -240,13 +240,13 @@ def takes_steps(function: Callable) -> Report:
     return Report(
         "sgd",
         [
-            _result(
+            result_of(
                 "new arrays, in the dtype of the old",
                 "Give back new arrays: whoever called may still need the old ones. A Python float keeps float32, a "
                 "np.float64 does not.",
                 [(f"w, dw and v (3, 2) {np.dtype(d)}", lambda d=d: returns(d)) for d in (np.float32, np.float64)],
             ),
-            _result("each step is the formula's", advice, [(on.format(*t), lambda t=t: trial(*t)) for t in trials]),
+            result_of("each step is the formula's", advice, [(on.format(*t), lambda t=t: trial(*t)) for t in trials]),
         ],
     )
 
@@ -322,4 +322,4 @@ def he_deviation(function: Callable) -> Report:
     )
     shapes = (64, 3, 3, 3), (512, 256, 3, 3), (96, 48, 5, 3), (256, 64, 1, 1), (10, 4096)
     trials = [(f"weights {shape}", lambda shape=shape: trial(shape)) for shape in shapes]
-    return Report("he_std", [_result("the size of activations is kept", advice, trials)])
+    return Report("he_std", [result_of("the size of activations is kept", advice, trials)])

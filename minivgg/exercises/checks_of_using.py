@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from minivgg.exercises.checks import _result
+from minivgg.exercises.checks import result_of
 from minivgg.exercises.checks_of_networks import _agree
 from minivgg.testing import Report
 from minivgg.testing.report import Broken
@@ -35,7 +35,7 @@ def grad_cam(function: Callable) -> Report:
         "One weight for each map: the mean of its gradient over all its places. The maps times their weights, added "
         "up over the maps; and of that sum what is positive."
     )
-    return Report("grad_cam", [_result("what speaks for the class, and where", advice, trials)])
+    return Report("grad_cam", [result_of("what speaks for the class, and where", advice, trials)])
 
 
 def _cam(maps: np.ndarray, alpha: np.ndarray) -> np.ndarray:
@@ -105,7 +105,7 @@ def slides(function: Callable) -> Report:
         "filter, and as such it meets every window of x, unturned."
     )
     trials = [(on.format(*case), lambda case=case: trial(*case)) for case in cases]
-    return Report("slide", [_result("at each place, what the linear layer says", advice, trials)])
+    return Report("slide", [result_of("at each place, what the linear layer says", advice, trials)])
 
 
 def _linear_at_each_place(x, w, b, height: int, width: int) -> np.ndarray:

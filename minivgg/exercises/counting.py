@@ -5,7 +5,7 @@ from fractions import Fraction
 
 import numpy as np
 
-from minivgg.exercises.checks import _result
+from minivgg.exercises.checks import result_of
 from minivgg.testing import Report
 from minivgg.testing.report import Broken
 
@@ -76,13 +76,13 @@ def winograd(function: Callable) -> Report:
     return Report(
         "f23",
         [
-            _result(
+            result_of(
                 "both outputs are right",
                 "The first trials have a single 1 in d and one in g: which product is it that is missing, or too many? "
                 "Write y0 and y1 out in the four products, and see what is left.",
                 [(f"d = {d.tolist()}, g = {g.tolist()}", lambda d=d, g=g: right(d, g)) for d, g in signals],
             ),
-            _result(
+            result_of(
                 "four multiplications",
                 "Only products of something made of d and something made of g count. Halves, sums and signs are free. "
                 "The two products in the middle serve both outputs: add them for one, subtract them for the other.",

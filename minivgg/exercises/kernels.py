@@ -10,7 +10,7 @@ import numpy as np
 from minivgg import cudasim
 from minivgg.backends.array import to
 from minivgg.errors import BadInput
-from minivgg.exercises.checks import _result
+from minivgg.exercises.checks import result_of
 from minivgg.ops.conv2d import ConvSpec, naive
 from minivgg.testing import Report
 from minivgg.testing.oracles import conv2d
@@ -69,7 +69,7 @@ def written_in_cuda(task: Task) -> Callable:
         if why_not := cudasim.why_not():
             raise BadInput(f"kernels run on the simulator, which cannot compile here: {why_not}")
         kernels = []
-        compiles = _result(
+        compiles = result_of(
             "the source compiles",
             'A kernel begins with extern "C" __global__ void and its name; lines are counted in your string.',
             [(task.name, _in_words(lambda: kernels.append(task.kernel(function()))))],
@@ -93,7 +93,7 @@ def _held(task: Task, kernel: cudasim.RawKernel):
                 kernel(launch.grid, launch.block, launch.args)
             then(launch, seen[0])
 
-        return _result(title, advice, [(a.on, _in_words(functools.partial(trial, a))) for a in on])
+        return result_of(title, advice, [(a.on, _in_words(functools.partial(trial, a))) for a in on])
 
     inside = rule(
         "threads stay inside the arrays, and meet at barriers",

@@ -166,7 +166,7 @@ class Trainer:
 
     def _numbers(self) -> dict[str, float]:
         """The sums of this epoch as numbers, waiting for those that a GPU has still to add up."""
-        return {name: getattr(value, "item", lambda value=value: value)() for name, value in self._sums.items()}
+        return {name: value.item() if hasattr(value, "item") else value for name, value in self._sums.items()}
 
     def _summary(self) -> str:
         sums = self._numbers()

@@ -32,36 +32,22 @@ from minivgg.ops.conv2d.tiling import (
 
 _FILE = "ops/conv2d/tensor_core.cu"
 _SMALLEST = Tile(32, 32, 4, 4, BLOCKS=4, speed=0.3)
-TF32 = Units(
-    _FILE,
-    {
+
+
+def _tiles(large: int, medium: int, small: int) -> dict[int, tuple[Tile, ...]]:
+    """The tiles of float32, by how many blocks of each are to share a multiprocessor's registers."""
+    return {
         4: (
-            Tile(128, 128, 8, 8, BLOCKS=2, speed=1.0, BK=32, STAGES=3),
-            Tile(128, 64, 8, 8, BLOCKS=2, speed=0.9, BK=32),
-            Tile(64, 64, 8, 4, BLOCKS=4, speed=0.6, BK=32),
+            Tile(128, 128, 8, 8, BLOCKS=large, speed=1.0, BK=32, STAGES=3),
+            Tile(128, 64, 8, 8, BLOCKS=medium, speed=0.9, BK=32),
+            Tile(64, 64, 8, 4, BLOCKS=small, speed=0.6, BK=32),
             _SMALLEST,
         )
-    },
-    (("HALVES", 0),),
-    pixel_pad=8,
-    row_pad=4,
-    scaled=False,
-)
-FP16X3 = Units(
-    _FILE,
-    {
-        4: (
-            Tile(128, 128, 8, 8, BLOCKS=1, speed=1.0, BK=32, STAGES=3),
-            Tile(128, 64, 8, 8, BLOCKS=2, speed=0.9, BK=32),
-            Tile(64, 64, 8, 4, BLOCKS=3, speed=0.6, BK=32),
-            _SMALLEST,
-        )
-    },
-    (("HALVES", 1),),
-    pixel_pad=8,
-    row_pad=4,
-    scaled=True,
-)
+    }
+
+
+TF32 = Units(_FILE, _tiles(2, 2, 4), (("HALVES", 0),), pixel_pad=8, row_pad=4, scaled=False)
+FP16X3 = Units(_FILE, _tiles(1, 2, 3), (("HALVES", 1),), pixel_pad=8, row_pad=4, scaled=True)
 
 
 def variants() -> list[dict]:
