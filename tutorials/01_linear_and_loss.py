@@ -256,7 +256,10 @@ for value, word in (
 ):
     axes.plot(value, -np.log(value), "o", color=pictures.RED)
     axes.annotate(
-        f"{word}: {-np.log(value):.2f}", (value, -np.log(value)), (4, 8), textcoords="offset points"
+        f"{word}: {np.log(1 / value):.2f}",
+        (value, -np.log(value)),
+        (4, 8),
+        textcoords="offset points",
     )
 axes.set(
     xlabel="probability given to the truth",
