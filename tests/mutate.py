@@ -49,7 +49,7 @@ TESTS = {
     "avgpool": "pooling defaults",
     "batchnorm": "norms defaults",
     "channels": f"norms linear conv2d {_MOST}",
-    "conv2d/__init__": f"defaults conv2d {_MOST}",
+    "conv2d/__init__": f"conv2d_options planning defaults conv2d {_MOST}",
     "conv2d/direct": "rungs winograd -k direct or implicit",
     "conv2d/im2col": "conv2d -k im2col or chunks or limit or pointwise",
     "conv2d/implicit_gemm": "rungs -k implicit",

@@ -306,6 +306,18 @@ def test_rungs_of_the_gpus_ladder_say_so_on_a_cpu():
         refuses("it is a rung of the GPU's ladder only", algorithm=name)
 
 
+@pytest.mark.parametrize(
+    "device, ladder",
+    [
+        ("cpu", ["naive", "im2col", "direct", "implicit_gemm", "winograd2", "winograd"]),
+        ("gpu", ["naive", "im2col", "coalesced", "tiled", "direct", "implicit_gemm", "winograd2", "winograd"]),
+    ],
+)
+def test_the_ladder_in_the_order_of_its_rungs(device, ladder):
+    """Which stand between them, or above, is up to them."""
+    assert [name for name in algorithms_on(device) if name in ladder] == ladder
+
+
 def test_rows_are_named_by_their_keys():
     assert [row.name for row in ALGORITHMS.values()] == list(ALGORITHMS)
 
