@@ -310,7 +310,7 @@ def test_rungs_of_the_gpus_ladder_say_so_on_a_cpu():
     "device, ladder",
     [
         ("cpu", ["naive", "im2col", "direct", "implicit_gemm", "winograd2", "winograd"]),
-        ("gpu", ["naive", "im2col", "coalesced", "tiled", "direct", "implicit_gemm", "winograd2", "winograd"]),
+        ("gpu", ["naive", "im2col", "coalesced", "tiled", "direct", "implicit_gemm", "winograd2", "winograd", "tf32"]),
     ],
 )
 def test_the_ladder_in_the_order_of_its_rungs(device, ladder):
