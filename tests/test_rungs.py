@@ -47,12 +47,14 @@ def drawn(case):
     "tiles, blocks, workers, expected",
     [
         (1, 1, 1, (2, 1)),  # a pair at least, for the micro-kernel takes rows in pairs
-        (128, 4, 2, (64, 4)),  # a group for each worker
+        (120, 4, 2, (60, 4)),  # a group for each worker
+        (128, 4, 2, (66, 4)),  # the same, but rows of planes must not lie a power of two apart
+        (125, 4, 2, (66, 4)),
         (200, 4, 2, (50, 4)),  # as many for one as for the other
-        (6272, 2, 2, (64, 2)),
+        (6272, 2, 2, (56, 2)),
         (60, 4, 2, (60, 2)),  # too few tiles for two groups: every worker has half of the outputs
         (60, 3, 8, (60, 1)),
-        (128, 8, 8, (64, 2)),  # two groups for eight: each worker has a quarter of the outputs
+        (120, 8, 8, (60, 2)),  # two groups for eight: each worker has a quarter of the outputs
     ],
 )
 def test_shares_of_winograd(tiles, blocks, workers, expected):
