@@ -88,19 +88,22 @@ def _finish_block(code, rows, sums, bias, bias_at, floor, y, y_at, y_row, stream
             y.store_or_stream(y_at + i * y_row + j, (sums.load(i * COLUMNS + j) + b).at_least(least), streamed)
 
 
-@njit(cache=True)
-def finish(rows, sums, o, bias, floor, mask, masked, y, streamed):
-    """y[:, o : o + 32] = max(sums + bias, floor); if `masked`, 0 unless mask > 0; for y and mask (rows, O)."""
-    outputs = min(COLUMNS, y.shape[1] - o)
+@njit(cache=True, inline="always")
+def finish(rows, sums, o, bias, floor, mask, masked, y, at, O, streamed):
+    """y (rows, O)[:, o : o + 32] = max(sums + bias, floor); if `masked`, 0 unless mask > 0.
+
+    y and mask are flat, and what is meant begins at `at`: a slice for each block would count references, and each
+    count waits until all that was streamed is in memory, which took longer than the products of the first layer.
+    """
+    outputs = min(COLUMNS, O - o)
     if outputs == COLUMNS and not masked:
-        _finish_block(rows, sums, bias, o, floor, y, o, y.shape[1], streamed)
+        _finish_block(rows, sums, bias, o, floor, y, at + o, O, streamed)
         return
     for i in range(rows):
-        to, kept, b = y[i, o : o + outputs], mask[i, o : o + outputs], bias[o : o + outputs]
-        run = sums[i * COLUMNS : i * COLUMNS + outputs]
+        to = at + i * O + o
         for j in range(outputs):
-            value = run[j] + b[j]
-            to[j] = 0 if masked and not kept[j] > 0 else floor[0] if value < floor[0] else value
+            value = sums[i * COLUMNS + j] + bias[o + j]
+            y[to + j] = 0 if masked and not mask[to + j] > 0 else floor[0] if value < floor[0] else value
 
 
 @kernel
@@ -110,9 +113,10 @@ def _convolve(x, filters, y, bias, floor, mask, masked, streamed, stride, offset
     A task is a band of output rows of one image; `bands` (workers, rows + 1, columns, C) holds what they look at, and a
     row behind it that an odd block of pixels may read from. Pixels meet `together` blocks of filters one after another.
     """
-    N, OH, OW, _ = y.shape
+    N, OH, OW, O = y.shape
     C = x.shape[3]
     KH, KW = window
+    results, kept = y.reshape(-1), mask.reshape(-1)
     workers, band_rows, columns, _ = bands.shape
     rows = (band_rows - 1 - KH) // stride[0] + 1
     at_once = even_rows(OW)
@@ -132,13 +136,13 @@ def _convolve(x, filters, y, bias, floor, mask, masked, streamed, stride, offset
                     at = (oh - first) * stride[0] * columns * C
                     for ow in range(0, OW, at_once):
                         count = min(at_once, OW - ow)
-                        run, kept = y[n, oh, ow : ow + count], mask[n, oh, ow : ow + count]
+                        to = ((n * OH + oh) * OW + ow) * O
                         for block in range(portion, min(len(filters), portion + together)):
                             product(
                                 count, band, at + ow * stride[1] * C, a_strides,
                                 filters, block * KH * KW * C * COLUMNS, b_strides, sums, 0, COLUMNS, (KH, KW * C), 0,
                             )  # fmt: skip
-                            finish(count, sums, block * COLUMNS, bias, floor, kept, masked, run, streamed)
+                            finish(count, sums, block * COLUMNS, bias, floor, kept, masked, results, to, O, streamed)
 
 
 @kernel
