@@ -61,7 +61,8 @@ def gemm(a, b, out=None):
     elif any(m.dtype != np.float32 for m in (a, b, out)):
         _by_blas(a, b, out)
     elif M <= _FEW and N > 1 and b.T.flags.c_contiguous and out.flags.c_contiguous:
-        _by_rows(np.ascontiguousarray(a), b.T, out, workspace.buffer("gemm tile", (threads(), 2 * LANES), a.dtype))
+        sums = workspace.buffer("gemm tile", (threads(), 2 * LANES), a.dtype)
+        _by_rows(np.ascontiguousarray(a), b.T, out, _STRETCH, sums)
     elif min(M, N) == 1 and K > 1:
         _by_blas(a, b, out)  # a product with a vector is no more than reading the matrix
     elif out.flags.c_contiguous:
@@ -263,7 +264,7 @@ def _dots(code, high, a, a_at, a_row, b, b_ats, ahead, vectors, sums):
 
 
 @kernel
-def _by_rows(a, b, c, sums):
+def _by_rows(a, b, c, stretch, sums):
     """c (M, N) = a (M, K) · bᵀ, for b (N, K) and few rows of a: reads b once, as it lies in memory."""
     (M, K), N, workers = a.shape, len(b), len(sums)
     in_vectors = K // LANES * LANES
@@ -275,8 +276,8 @@ def _by_rows(a, b, c, sums):
                 c[i, j] = 0
                 for k in range(in_vectors, K):
                     c[i, j] += a[i, k] * b[j, k]
-        for start in range(0, in_vectors, _STRETCH):
-            vectors = min(_STRETCH, in_vectors - start) // LANES
+        for start in range(0, in_vectors, stretch):
+            vectors = min(stretch, in_vectors - start) // LANES
             for j in range(begin, end, _WIDE):
                 last = end - 1  # where there are fewer than three, it is taken again
                 ats = (j * K + start, min(j + 1, last) * K + start, min(j + 2, last) * K + start)
