@@ -90,6 +90,22 @@ def test_text_and_code_are_apart(source):
 
 
 @each
+def test_code_is_not_wider_than_a_page(source):
+    """A page of 1000 pixels shows 111 characters of code; the rest would have to be scrolled to."""
+    code = [cell.source for cell in build.cells_of(source).cells if cell.cell_type == "code"]
+    assert not [line for cell in code for line in cell.splitlines() if len(line) > 111]
+
+
+@each
+def test_no_line_of_a_formula_looks_like_a_list(source):
+    """`- s_t$` at the beginning of a line is a list to Markdown, and the formula is then shown as it is written."""
+    for cell in build.cells_of(source).cells:
+        for paragraph in cell.source.split("\n\n") if cell.cell_type == "markdown" else ():
+            for mark in re.finditer(r"^ *([-+*>]|#+|\d+[.)]) ", paragraph, re.MULTILINE):
+                assert paragraph[: mark.start()].count("$") % 2 == 0, paragraph
+
+
+@each
 def test_notebooks_end_where_the_next_begins(source):
     """Each has a title with its number, begins with a question, and says how long it takes."""
     first = build.cells_of(source).cells[0]
