@@ -119,6 +119,8 @@ def test_the_readme_lists_every_notebook():
     readme = (TUTORIALS / "README.md").read_text(encoding="utf-8")
     linked = re.findall(r"\]\((\d\d_\w+\.ipynb)\)", readme)
     assert linked == [source.with_suffix(".ipynb").name for source in build.SOURCES]
+    counts = [int(count or 0) for count in re.findall(r"^\| \[\d\d .* min \| *(\d*) *\|$", readme, re.MULTILINE)]
+    assert counts == [len(build.solutions(source)) for source in build.SOURCES]
 
 
 def test_links_lead_somewhere():
