@@ -389,7 +389,8 @@ axes.legend()
 plt.show()
 apart = np.abs(np.array(my_losses[:10]) - losses[:10]).max()
 print(
-    f"first ten losses differ by at most {apart:.0e}; test accuracy of the VGG that you trained: {accuracy:.1%}"
+    f"first ten losses differ by at most {apart:.0e}; "
+    f"test accuracy of the VGG that you trained: {accuracy:.1%}"
 )
 
 # %% [markdown]
@@ -435,3 +436,5 @@ for name in ("mine", "im2col", "auto"):
 # - Backward is the transpose; $\langle y, dy\rangle = \langle x, dx\rangle = \langle w, dw\rangle$ tests it in a line.
 # - Seen from the other side both are convolutions, with the filter turned; and im2col's way back is col2im.
 # - A convolution of your own, both ways, held to every rule, that has trained a VGG.
+#
+# Next: [what stands between the convolutions](06_pooling_and_norms.ipynb).
