@@ -120,8 +120,9 @@ from minivgg.ops import relu
 print(inspect.getsource(relu))
 
 # %% [markdown]
-# The library says the same in a compiled loop, and one thing with care: `0 if x <= 0 else x` lets a NaN pass, where `x
-# if x > 0 else 0` would quietly turn it into a zero, and hide the moment when a training run went wrong.
+# The library says the same in a compiled loop (`twin` names its twin in CUDA C, for a GPU), and one thing with care: `0
+# if x <= 0 else x` lets a NaN pass, where `x if x > 0 else 0` would quietly turn it into a zero, and hide the moment
+# when a training run went wrong.
 #
 # ## Dead units
 #

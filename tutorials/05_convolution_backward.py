@@ -406,9 +406,9 @@ print(inspect.getsource(library.grad_input))
 print(inspect.getsource(library._scatter_add))
 
 # %% [markdown]
-# The same product and the same scatter, with two worries more: memory that stays small, and threads. Two threads that
-# add to the same pixel at the same time would lose one of the sums, so each row of dx belongs to one thread, which
-# collects from all windows that overlap it.
+# The same product and the same scatter (a GPU has its own), with two worries more: memory that stays small, and
+# threads. Two threads that add to the same pixel at the same time would lose one of the sums, so each row of dx belongs
+# to one thread, which collects from all windows that overlap it.
 
 # %% measured=true
 spec = ConvSpec.of((1, 128, 28, 28) if FAST else (4, 128, 56, 56), (128, 128, 3, 3), padding=1)
