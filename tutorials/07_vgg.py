@@ -22,6 +22,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from threadpoolctl import threadpool_limits
 
+import minivgg
 from minivgg.exercises import check_exercise
 from minivgg.insight import pictures
 from minivgg.insight.ledger import human, ledger
@@ -260,7 +261,7 @@ print(f"with a ReLU between, by       {np.abs(rectified - slide(image, both)).ma
 # read from its file:
 
 # %%
-results = Path("../benchmarks/results/stacks.json")
+results = Path(minivgg.__file__).parents[1] / "benchmarks" / "results" / "stacks.json"
 kept = json.loads(results.read_text(encoding="utf-8"))
 print(
     f"{kept['settings']['epochs']} epochs, filters {kept['settings']['filters']}, the same settings for all\n"
