@@ -12,6 +12,7 @@ from minivgg.exercises import EXERCISES
 
 nbformat = pytest.importorskip("nbformat", reason="the tutorials are built with pip install -e '.[tutorials]'")
 
+PACKAGE = TUTORIALS.parent / "minivgg"
 each = pytest.mark.parametrize("source", build.SOURCES, ids=lambda source: source.stem)
 
 
@@ -44,6 +45,40 @@ def test_the_notebook_has_been_executed_from_its_beginning(source):
     assert not [output for output in outputs if output.get("name") == "stderr"]
     assert not [o for o in outputs if o.get("data", {}).get("text/plain", "").startswith("<Fig") and len(o.data) == 1]
     assert not re.search(r" at 0x[0-9a-f]{6}", "".join(map(str, outputs)))  # an address: another one in each run
+
+
+@each
+def test_the_library_on_a_page_is_the_library(source):
+    """What a page shows of it is read when the page is built: build it again when that has changed."""
+    ours = {line.rstrip() for path in PACKAGE.rglob("*.c[up]*") for line in lines_of(path)}
+    ours |= {line.rstrip() for path in PACKAGE.rglob("*.py") for line in lines_of(path)}
+    for cell in read(source.with_suffix(".ipynb")).cells:
+        if cell.cell_type == "code" and only_shows(cell.source):
+            shown = "".join(output.text for output in cell.outputs).splitlines()
+            assert not [line for line in shown if line.rstrip() not in ours], cell.id
+
+
+def lines_of(path):
+    return path.read_text(encoding="utf-8").splitlines()
+
+
+def only_shows(code):
+    """Whether a cell does nothing but print sources."""
+    kinds = r"(from .* import |import |OPS = |text = .*read_text|print\((inspect\.getsource|re\.search)|$)"
+    return "print(" in code and all(re.match(kinds, line) for line in code.splitlines())
+
+
+@each
+def test_a_solution_is_praised_as_it_is_today(source):
+    """The verdicts on a page name the exercise that follows, and where the library does the same."""
+    ids = list(EXERCISES)
+    for cell in read(source.with_suffix(".ipynb")).cells:
+        for name in re.findall(r'^check_exercise\("(.*?)"', cell.source):
+            following = ids[ids.index(name) + 1 :]
+            then = f"; next is {following[0]}, {EXERCISES[following[0]].title}" if following else ""
+            said = cell.outputs[0].data["text/plain"]
+            assert said.startswith(f"✓ {name} {EXERCISES[name].title}: right")
+            assert said.endswith(f"How we do it: {EXERCISES[name].ours}{then}.")
 
 
 @each
@@ -87,6 +122,12 @@ def test_text_and_code_are_apart(source):
             comments = re.findall(r"^ *#.*$", code, re.MULTILINE)
             assert len(comments) <= 2, f"prose in {cell.id}"
             assert not re.search(r"^\"\"\"", code), f"a text in {cell.id}"
+
+
+@each
+def test_code_runs_in_any_folder(source):
+    """Pages are built in tutorials/ and worked on in tutorials/exercises/."""
+    assert not [cell.id for cell in build.cells_of(source).cells if cell.cell_type == "code" and '"../' in cell.source]
 
 
 @each
