@@ -12,6 +12,7 @@ from minivgg.exercises import EXERCISES
 
 nbformat = pytest.importorskip("nbformat", reason="the tutorials are built with pip install -e '.[tutorials]'")
 
+PACKAGE = TUTORIALS.parent / "minivgg"
 each = pytest.mark.parametrize("source", build.SOURCES, ids=lambda source: source.stem)
 
 
@@ -44,6 +45,40 @@ def test_the_notebook_has_been_executed_from_its_beginning(source):
     assert not [output for output in outputs if output.get("name") == "stderr"]
     assert not [o for o in outputs if o.get("data", {}).get("text/plain", "").startswith("<Fig") and len(o.data) == 1]
     assert not re.search(r" at 0x[0-9a-f]{6}", "".join(map(str, outputs)))  # an address: another one in each run
+
+
+@each
+def test_the_library_on_a_page_is_the_library(source):
+    """What a page shows of it is read when the page is built: build it again when that has changed."""
+    ours = {line.rstrip() for path in PACKAGE.rglob("*.c[up]*") for line in lines_of(path)}
+    ours |= {line.rstrip() for path in PACKAGE.rglob("*.py") for line in lines_of(path)}
+    for cell in read(source.with_suffix(".ipynb")).cells:
+        if cell.cell_type == "code" and only_shows(cell.source):
+            shown = "".join(output.text for output in cell.outputs).splitlines()
+            assert not [line for line in shown if line.rstrip() not in ours], cell.id
+
+
+def lines_of(path):
+    return path.read_text(encoding="utf-8").splitlines()
+
+
+def only_shows(code):
+    """Whether a cell does nothing but print sources."""
+    kinds = r"(from .* import |import |OPS = |text = .*read_text|print\((inspect\.getsource|re\.search)|$)"
+    return "print(" in code and all(re.match(kinds, line) for line in code.splitlines())
+
+
+@each
+def test_a_solution_is_praised_as_it_is_today(source):
+    """The verdicts on a page name the exercise that follows, and where the library does the same."""
+    ids = list(EXERCISES)
+    for cell in read(source.with_suffix(".ipynb")).cells:
+        for name in re.findall(r'^check_exercise\("(.*?)"', cell.source):
+            following = ids[ids.index(name) + 1 :]
+            then = f"; next is {following[0]}, {EXERCISES[following[0]].title}" if following else ""
+            said = cell.outputs[0].data["text/plain"]
+            assert said.startswith(f"✓ {name} {EXERCISES[name].title}: right")
+            assert said.endswith(f"How we do it: {EXERCISES[name].ours}{then}.")
 
 
 @each
@@ -90,6 +125,28 @@ def test_text_and_code_are_apart(source):
 
 
 @each
+def test_code_runs_in_any_folder(source):
+    """Pages are built in tutorials/ and worked on in tutorials/exercises/."""
+    assert not [cell.id for cell in build.cells_of(source).cells if cell.cell_type == "code" and '"../' in cell.source]
+
+
+@each
+def test_code_is_not_wider_than_a_page(source):
+    """A page of 1000 pixels shows 111 characters of code; the rest would have to be scrolled to."""
+    code = [cell.source for cell in build.cells_of(source).cells if cell.cell_type == "code"]
+    assert not [line for cell in code for line in cell.splitlines() if len(line) > 111]
+
+
+@each
+def test_no_line_of_a_formula_looks_like_a_list(source):
+    """`- s_t$` at the beginning of a line is a list to Markdown, and the formula is then shown as it is written."""
+    for cell in build.cells_of(source).cells:
+        for paragraph in cell.source.split("\n\n") if cell.cell_type == "markdown" else ():
+            for mark in re.finditer(r"^ *([-+*>]|#+|\d+[.)]) ", paragraph, re.MULTILINE):
+                assert paragraph[: mark.start()].count("$") % 2 == 0, paragraph
+
+
+@each
 def test_notebooks_end_where_the_next_begins(source):
     """Each has a title with its number, begins with a question, and says how long it takes."""
     first = build.cells_of(source).cells[0]
@@ -103,6 +160,8 @@ def test_the_readme_lists_every_notebook():
     readme = (TUTORIALS / "README.md").read_text(encoding="utf-8")
     linked = re.findall(r"\]\((\d\d_\w+\.ipynb)\)", readme)
     assert linked == [source.with_suffix(".ipynb").name for source in build.SOURCES]
+    counts = [int(count or 0) for count in re.findall(r"^\| \[\d\d .* min \| *(\d*) *\|$", readme, re.MULTILINE)]
+    assert counts == [len(build.solutions(source)) for source in build.SOURCES]
 
 
 def test_links_lead_somewhere():

@@ -93,7 +93,7 @@ print(
 # answers: $dx$, $dw$ and $db$. The chain rule adds up, over every output that a number touches, what that output
 # passes back:
 #
-# | a number | touches | through the factor | so it gets |
+# | a number | touches | through the factor | and so its gradient is |
 # |---|---|---|---|
 # | $w_{of}$ | $y_{no}$ for every sample $n$ | $x_{nf}$ | $dw_{of} = \sum_n dy_{no}\,x_{nf}$ |
 # | $x_{nf}$ | $y_{no}$ for every output $o$ | $w_{of}$ | $dx_{nf} = \sum_o dy_{no}\,w_{of}$ |
@@ -322,8 +322,8 @@ for spread, loss in zip(spreads, losses, strict=True):
 # </details>
 # <details><summary>Hint: the logarithm of zero</summary>
 #
-# A hopeless class can have a probability that is rounded to 0. From the formula above, $-\log p_t = \log\sum_j e^{s_j}
-# - s_t$, after the row's largest score has been taken from all.
+# A hopeless class can have a probability that is rounded to 0. From the formula above,
+# $-\log p_t = \log\sum_j e^{s_j} - s_t$, after the row's largest score has been taken from all.
 #
 # </details>
 
@@ -485,4 +485,4 @@ print(
 # - The loss starts at $\log K$. Look, every time.
 # - Its gradient is *believed less true*, divided by the batch.
 #
-# You trusted a checker. Next, you build one, and find out how the famous ones are fooled.
+# You trusted a checker. Next, [you build one](02_gradient_checking.ipynb), and find out how the famous ones are fooled.

@@ -9,6 +9,7 @@
 # %%
 import inspect
 import os
+import textwrap
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -92,8 +93,8 @@ for name, curve in curves.items():
 # $$f(x \pm h v) = f \pm h f' + \tfrac{h^2}{2} f'' \pm \tfrac{h^3}{6} f''' + \dots \qquad\Rightarrow\qquad
 # D(h) = f' + \tfrac{h^2}{6} f''' + \dots$$
 #
-# The difference to *one* side, $(f(x + hv) - f(x))/h$, is off by $\tfrac h2 f''$: a hundred times worse for the same
-# price of two evaluations, at $h = 1/100$.
+# The difference to *one* side, $(f(x + hv) - f(x))/h$, is off by $\tfrac h2 f''$. With $f''$ and $f'''$ of one
+# size, that is three hundred times worse at $h = 1/100$, for the same price of two evaluations.
 
 # %% [markdown]
 # ### Exercise 02.1 · a central difference
@@ -163,14 +164,15 @@ plt.show()
 for dtype in (np.float64, np.float32):
     eps = float(np.finfo(dtype).eps)
     print(
-        f"{dtype.__name__}: ε = {eps:.1e}, best h about {eps ** (1 / 3):.0e}, error there about {eps ** (2 / 3):.0e}"
+        f"{dtype.__name__}: ε = {eps:.1e}, best h about {eps ** (1 / 3):.0e}, "
+        f"error there about {eps ** (2 / 3):.0e}"
     )
 
 # %% [markdown]
-# And this is **float32's trap**. There the best that can be done is an error between $10^{-5}$ and $10^{-4}$, if $h$
-# is just right, and with $h = 10^{-6}$, a good choice for float64, the answer is mostly noise. People then loosen the
-# tolerance until the test passes, and it tests nothing any more. Check gradients in float64, always, also of code that
-# will run in float32.
+# And this is **float32's trap**. There the best that can be done is an error of about $10^{-4}$, if $h$ is just right,
+# and with $h = 10^{-6}$, a good choice for float64, the answer is mostly noise. People then loosen the tolerance until
+# the test passes, and it tests nothing any more. Check gradients in float64, always, also of code that will run in
+# float32.
 #
 # ## A direction for all elements at once
 #
@@ -201,7 +203,7 @@ for name, dy in (("ones", np.ones((4, 6))), ("random", rng.standard_normal((4, 6
     y, cache = softmax_forward(x)
     claimed = np.sum(seven_times(dy, cache) * v)
     measured = central_difference(lambda z, dy=dy: np.sum(dy * softmax_forward(z)[0]), x, v, 1e-5)
-    print(f"dy {name:7} measured {measured:+.6f}   claimed {claimed:+.6f}")
+    print(f"dy {name:7} measured {measured:+z.6f}   claimed {claimed:+z.6f}")
 
 # %% [markdown]
 # Under ones, both are zero. Of course: the rows of softmax sum to one *whatever the input*, so the sum of all outputs
@@ -213,7 +215,7 @@ for name, dy in (("ones", np.ones((4, 6))), ("random", rng.standard_normal((4, 6
 try:
     check((softmax_forward, softmax_backward), x, dy=np.ones((4, 6)))
 except ValueError as error:
-    print(error)
+    print(textwrap.fill(str(error), 100))
 
 # %% [markdown]
 # ### Exercise 02.2 · a gradient check that sees the zoo
@@ -354,19 +356,16 @@ report.plot()
 from minivgg.gradcheck.picture import draw_error
 
 suspects = [
-    *(
-        "conv2d-dx-border-zero",
-        "conv2d-dw-last-filter-twice",
-        "conv2d-dx-images-leak",
-        "conv2d-dw-rotated",
-    ),
-    *(
-        "conv2d-dx-wraps-around",
-        "conv2d-dw-last-tap-forgotten",
-        "conv2d-dx-assigned",
-        "conv2d-dx-last-image-lost",
-    ),
+    "conv2d-dw-rotated",
+    "conv2d-dw-last-tap-forgotten",
+    "conv2d-dw-last-filter-twice",
+    "conv2d-dx-border-zero",
+    "conv2d-dx-last-image-lost",
+    "conv2d-dx-wraps-around",
+    "conv2d-dx-assigned",
+    "conv2d-dx-images-leak",
 ]
+suspects = np.random.default_rng(8).permutation(suspects).tolist()
 figure, grid = plt.subplots(2, 4, figsize=(13, 6.2))
 for letter, name, axes in zip("ABCDEFGH", suspects, grid.flat, strict=True):
     with ZOO[name].plant():
@@ -383,7 +382,7 @@ plt.show()
 #
 # <details><summary>A hint</summary>
 #
-# C and G are wrong everywhere. A leak between images vanishes when the batch has one image. That is the experiment.
+# B and E are wrong everywhere. A leak between images vanishes when the batch has one image. That is the experiment.
 #
 # </details>
 #
@@ -391,7 +390,8 @@ plt.show()
 
 # %%
 for letter, name in zip("ABCDEFGH", suspects, strict=True):
-    print(f"{letter}  {ZOO[name].says}\n   → {'; '.join(ZOO[name].check().diagnosis)}\n")
+    said = textwrap.fill("; ".join(ZOO[name].check().diagnosis), 100, subsequent_indent=" " * 5)
+    print(f"{letter}  {ZOO[name].says}\n   → {said}\n")
 
 # %% [markdown]
 # ## Measured: rules that people use
@@ -448,4 +448,4 @@ for rule, count in caught.items():
 # - Random signed directions, random signed upstream gradients. Never ones.
 # - An eye for error maps; and when you want more than an eye, `check`, `report.plot()` and `minivgg bugs`.
 #
-# From here on every layer you write is held to this.
+# From here on every layer you write is held to this: next, [two layers without weights](03_relu_dropout.ipynb).

@@ -36,7 +36,8 @@ rng = np.random.default_rng(0)
 #
 # $$\mathrm{relu}(x) = \max(x, 0)$$
 #
-# A sum of such bends is a line with as many corners as there are units, and can follow any curve:
+# A sum of such bends is a line with as many corners as there are units (below, the first one is at the left edge), and
+# can follow any curve:
 
 # %%
 x = np.linspace(-3, 3, 400)
@@ -119,8 +120,9 @@ from minivgg.ops import relu
 print(inspect.getsource(relu))
 
 # %% [markdown]
-# The library says the same in a compiled loop, and one thing with care: `0 if x <= 0 else x` lets a NaN pass, where `x
-# if x > 0 else 0` would quietly turn it into a zero, and hide the moment when a training run went wrong.
+# The library says the same in a compiled loop (`twin` names its twin in CUDA C, for a GPU), and one thing with care: `0
+# if x <= 0 else x` lets a NaN pass, where `x if x > 0 else 0` would quietly turn it into a zero, and hide the moment
+# when a training run went wrong.
 #
 # ## Dead units
 #
@@ -161,7 +163,8 @@ for rate in rates:
     hidden = model[1].forward(model[0].forward(as_input(test.images)))
     ever.append(np.mean(hidden > 0, axis=0))
     print(
-        f"rate {rate:<6g} {np.mean(ever[-1] == 0):4.0%} of 100 units dead, accuracy {accuracy(model, test):.1%}"
+        f"rate {rate:<6g} {np.mean(ever[-1] == 0):4.0%} of 100 units dead, "
+        f"accuracy {accuracy(model, test):.1%}"
     )
 
 # %%
@@ -173,9 +176,9 @@ panels[0].set_ylabel("units")
 plt.show()
 
 # %% [markdown]
-# The tall bar on the right is the graveyard, with those that hardly ever open. A warm-up of the learning rate, a start
-# that is scaled to the layer's width, and batch norm (which pulls every unit back to where half of the pictures open
-# it) are the usual remedies.
+# The tall bar of the last picture is the graveyard, with those that hardly ever open. A warm-up of the learning rate, a
+# start that is scaled to the layer's width, and batch norm (which pulls every unit back to where half of the pictures
+# open it) are the usual remedies.
 #
 # ## The other mask: dropout
 #
@@ -183,8 +186,8 @@ plt.show()
 # that hard: at each step every unit is thrown away with probability $p$, so that no unit can rely on another one being
 # there.
 #
-# At test time all units are there. Then a sum over them is larger than in training, by $1/(1-p)$. *Inverted* dropout
-# corrects that in training, once and for all, so that at test time there is nothing to do:
+# At test time all units are there. Then a sum over them is larger than in training, $1/(1-p)$ times as large.
+# *Inverted* dropout corrects that in training, once and for all, so that at test time there is nothing to do:
 #
 # $$y_i = \begin{cases} x_i/(1-p) & \text{with probability } 1 - p\\ 0 & \text{else}\end{cases}
 # \qquad\qquad \mathbb{E}[y_i] = (1-p)\cdot\frac{x_i}{1-p} = x_i$$
@@ -236,7 +239,8 @@ ones = np.ones(100_000)
 for p in (0.1, 0.5, 0.9):
     y, _ = dropout_forward(ones, p, seed=1)
     print(
-        f"p = {p}: mean {y.mean():.3f}, standard deviation {y.std():.3f}, √(p / (1 − p)) = {np.sqrt(p / (1 - p)):.3f}"
+        f"p = {p}: mean {y.mean():.3f}, standard deviation {y.std():.3f}, "
+        f"√(p / (1 − p)) = {np.sqrt(p / (1 - p)):.3f}"
     )
 
 # %% [markdown]
@@ -313,8 +317,8 @@ for p in (0.0, 0.5):
     )
 
 # %% [markdown]
-# A little, and not with every seed: it is no miracle. It was made for networks with more weights to learn by heart
-# with.
+# A little, and no more than one seed differs from another: it is no miracle. It was made for networks with more weights
+# to learn by heart with.
 
 # %%
 vgg = mv.build("vgg16", init="zeros")

@@ -5,8 +5,8 @@
 # every place?**
 #
 # By looking at all places with the same eyes. This notebook builds that: the definition in seven loops, the geometry
-# of windows, and the one idea, *im2col*, that turned convolution into a matrix product and made deep networks
-# possible. About an hour, three exercises.
+# of windows, and the one idea, *im2col*, that turns convolution into a matrix product, which computers do best. About
+# an hour, three exercises.
 
 # %%
 import inspect
@@ -69,9 +69,10 @@ axes[0].axhline(0.1, color=pictures.RED, linestyle="--", label="guessing")
 axes[0].set(xlabel="pixels to the right", ylabel="test accuracy", ylim=(0, 1))
 axes[0].legend()
 axes[1].imshow(
-    np.hstack([pushed(test.images[2:3], by)[0, :, :, 0] for by in (0, 4, 8)]), cmap="gray_r"
+    np.vstack([pushed(test.images[2:3], by)[0, :, :, 0] for by in (0, 4, 8)]), cmap="gray_r"
 )
-axes[1].axis("off")
+axes[1].set(xticks=[], yticks=[14, 42, 70], yticklabels=["0", "4", "8"])
+axes[1].grid(False)
 plt.show()
 print(
     f"accuracy {right[0]:.1%} in place, {right[4]:.1%} four pixels to the right, {right[8]:.1%} eight"
@@ -288,7 +289,8 @@ for name, function in (
     )
     rates[name] = seconds / small.macs
     print(
-        f"{name:26} {rates[name] * 1e9:9.2f} ns for each multiply-add, VGG-16: {rates[name] * total:10,.0f} s a picture"
+        f"{name:26} {rates[name] * 1e9:9.2f} ns for each multiply-add, "
+        f"VGG-16: {rates[name] * total:10,.0f} s a picture"
     )
 
 # %% [markdown]
@@ -393,7 +395,8 @@ for algorithm in ("mine", "auto"):
     scores[algorithm] = network.forward(pictures_in)
 difference = np.abs(scores["mine"] - scores["auto"]).max() / np.abs(scores["auto"]).max()
 print(
-    f"VGG-16 by your convolution: {scores['mine'].shape} scores, relative difference from ours {difference:.0e}"
+    f"VGG-16 by your convolution: {scores['mine'].shape} scores, "
+    f"relative difference from ours {difference:.0e}"
 )
 
 # %% [markdown]
@@ -451,4 +454,4 @@ for name in ("naive", "mine", "im2col", "auto"):
 # - Seven loops as the definition; im2col, which makes them one matrix product and pays in memory.
 # - Your own convolution in a real VGG, by one argument.
 #
-# Next: the way back through it, which turns out to be two more convolutions.
+# Next: [the way back through it](05_convolution_backward.ipynb), which turns out to be two more convolutions.

@@ -389,7 +389,8 @@ axes.legend()
 plt.show()
 apart = np.abs(np.array(my_losses[:10]) - losses[:10]).max()
 print(
-    f"first ten losses differ by at most {apart:.0e}; test accuracy of the VGG that you trained: {accuracy:.1%}"
+    f"first ten losses differ by at most {apart:.0e}; "
+    f"test accuracy of the VGG that you trained: {accuracy:.1%}"
 )
 
 # %% [markdown]
@@ -405,9 +406,9 @@ print(inspect.getsource(library.grad_input))
 print(inspect.getsource(library._scatter_add))
 
 # %% [markdown]
-# The same product and the same scatter, with two worries more: memory that stays small, and threads. Two threads that
-# add to the same pixel at the same time would lose one of the sums, so each row of dx belongs to one thread, which
-# collects from all windows that overlap it.
+# The same product and the same scatter (a GPU has its own), with two worries more: memory that stays small, and
+# threads. Two threads that add to the same pixel at the same time would lose one of the sums, so each row of dx belongs
+# to one thread, which collects from all windows that overlap it.
 
 # %% measured=true
 spec = ConvSpec.of((1, 128, 28, 28) if FAST else (4, 128, 56, 56), (128, 128, 3, 3), padding=1)
@@ -435,3 +436,5 @@ for name in ("mine", "im2col", "auto"):
 # - Backward is the transpose; $\langle y, dy\rangle = \langle x, dx\rangle = \langle w, dw\rangle$ tests it in a line.
 # - Seen from the other side both are convolutions, with the filter turned; and im2col's way back is col2im.
 # - A convolution of your own, both ways, held to every rule, that has trained a VGG.
+#
+# Next: [what stands between the convolutions](06_pooling_and_norms.ipynb).

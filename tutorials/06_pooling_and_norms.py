@@ -181,7 +181,8 @@ def keeping_x(x):
 
 
 report = check((keeping_x, by_comparing), flat)
-print("right" if report.ok else "wrong", f"says the check, with {report.rows[0].kinks} kinks")
+verdict = "right" if report.ok else "wrong"
+print(f"{verdict}, says the check, with {report.rows[0].kinks} kinks")
 
 # %% [markdown]
 # So a kink needs a rule of its own. Exercise 06.1 has one: of a window of equal values, exactly one place gets the
@@ -205,7 +206,8 @@ y, cache = maxpool.maxpool2d_forward(maps, 2)
 mine = maxpool_forward(maps, 2, 2)
 assert np.array_equal(mine[0], y)
 print(
-    f"x has {maps.nbytes:,} bytes, the library keeps {cache.argmax.nbytes:,}, mine {mine[1][0].nbytes:,} of integers"
+    f"x has {maps.nbytes:,} bytes, the library keeps {cache.argmax.nbytes:,}, "
+    f"mine {mine[1][0].nbytes:,} of integers"
 )
 
 # %% [markdown]
@@ -350,13 +352,13 @@ for name in ("A", "A-LRN", "A, constant"):
             model.features[2] = ChannelAffine((2**-0.75,) * 8, (0.0,) * 8)
         found.append(learn(model, steps, 0.02, seed)[1])
     each = ", ".join(f"{accuracy:.1%}" for accuracy in found)
-    print(f"{name:12} right after {steps} steps: {each}; mean {np.mean(found):.1%}")
+    print(f"{name:12} accuracy after {steps} steps: {each}; mean {np.mean(found):.1%}")
 
 # %% [markdown]
-# The means differ by a few points, and seeds of one and the same network by fifteen. So short a training cannot tell
-# the three apart, and the paper's long one found 29.6 against 29.7. What is certain is the cost: a layer that takes
-# about half the time of the convolution beside it, and one more map to keep. From B on it was gone, and nobody missed
-# it.
+# The means differ by a few points, and seeds of one and the same network by up to fifteen. So short a training cannot
+# tell the three apart, and the paper's long one found 29.6 against 29.7. What is certain is the cost: a layer that
+# takes about half the time of the convolution beside it, and one more map to keep. From B on it was gone, and nobody
+# missed it.
 #
 # ## Batch norm
 #
@@ -483,9 +485,8 @@ y, cache = batchnorm_forward(x, weight, bias)
 dx, _, _ = batchnorm_backward(dy, cache)
 for name, direction in (("all up", np.ones_like(x)), ("stretched", cache[0])):
     before, after = ((a * direction).sum(axis=(0, 2, 3)) for a in (dy, dx))
-    print(
-        f"{name:10} dy has {before.round(3)}, dx {np.array2string(after, formatter={'float': '{:+.0e}'.format})}"
-    )
+    parts = np.array2string(after, formatter={"float": "{:+.0e}".format})
+    print(f"{name:10} dy has {before.round(3)}, dx {parts}")
 longer = batchnorm_forward(100 * x + 7, weight, bias)[0]
 print(f"y of 100·x + 7 differs from y of x by at most {np.abs(longer - y).max():.0e}")
 
@@ -516,7 +517,7 @@ wrong = {
 }
 for name, backward in wrong.items():
     report = check((batchnorm_forward, backward), x, weight, bias)
-    print(f"{name:34} {' '.join(report.diagnosis)}")
+    print(f"{name}\n   → {' '.join(report.diagnosis)}")
 
 
 # %% [markdown]
@@ -653,7 +654,7 @@ for (name, accuracies), colour, mark in zip(
         f"{name:16} {'  '.join(f'{rate:g}: {a:.1%}' for rate, a in zip(rates, accuracies, strict=True))}"
     )
 axes.axhline(0.1, color=pictures.GREY, linestyle=":", label="guessing")
-axes.set(xscale="log", xlabel="learning rate", ylabel=f"right, after {steps} steps", ylim=(0, 1))
+axes.set(xscale="log", xlabel="learning rate", ylabel=f"accuracy after {steps} steps", ylim=(0, 1))
 axes.legend()
 plt.show()
 
@@ -670,4 +671,4 @@ plt.show()
 # - Batch norm's backward takes away what the mean and the variance would have undone. Three terms; a check that is
 #   worth having names the one you forgot.
 #
-# You now own every layer of VGG. Next, we put them together, and ask why in that way.
+# You now own every layer of VGG. Next, [we put them together](07_vgg.ipynb), and ask why in that way.

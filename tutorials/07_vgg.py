@@ -22,6 +22,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from threadpoolctl import threadpool_limits
 
+import minivgg
 from minivgg.exercises import check_exercise
 from minivgg.insight import pictures
 from minivgg.insight.ledger import human, ledger
@@ -161,9 +162,8 @@ def pixels_reached(configuration, size=448):
 
 for configuration in ("A", "B", "C", "D", "E"):
     reached = np.count_nonzero(pixels_reached(configuration).any(axis=0))
-    print(
-        f"{configuration}: by your formula {receptive_field(windows_of(configuration))}, by a gradient {reached} pixels"
-    )
+    field = receptive_field(windows_of(configuration))
+    print(f"{configuration}: by your formula {field}, by a gradient {reached} pixels")
 
 # %% [markdown]
 # A unit of E's last map sees 268 pixels, more than the 224 there are. How much of that does it *use*? Here is the
@@ -216,12 +216,13 @@ for name, windows in stacks.items():
     book, side = ledger(net, (1, C, H, H)), receptive_field([(k, 1) for k in windows])
     weights = f"{sum(k * k for k in windows)} C²"
     print(
-        f"{name:10} {side:>3}×{side} {weights:>9} {book.parameters:>27,} {human(book.macs):>14} {len(windows):>6}"
+        f"{name:10} {side:>3}×{side} {weights:>9} "
+        f"{book.parameters:>27,} {human(book.macs):>14} {len(windows):>6}"
     )
 
 # %% [markdown]
-# The same view for 28% fewer weights, or 45% fewer, and as many multiplications fewer; and a ReLU after each instead of
-# one at the end.
+# The same view for 28% fewer weights, or 45% fewer, and multiplications are saved in the same proportion; and a ReLU
+# after each instead of one at the end.
 #
 # Are the small ones as able? Without a ReLU between them, two layers are *one* layer: sliding $b$ over what $a$ has
 # made is sliding one 5×5 filter, the convolution of the two.
@@ -260,7 +261,7 @@ print(f"with a ReLU between, by       {np.abs(rectified - slide(image, both)).ma
 # read from its file:
 
 # %%
-results = Path("../benchmarks/results/stacks.json")
+results = Path(minivgg.__file__).parents[1] / "benchmarks" / "results" / "stacks.json"
 kept = json.loads(results.read_text(encoding="utf-8"))
 print(
     f"{kept['settings']['epochs']} epochs, filters {kept['settings']['filters']}, the same settings for all\n"
@@ -346,8 +347,8 @@ axes.grid(False)
 plt.show()
 
 # %% [markdown]
-# Read down a column: each network is the one above with something added, so that what the addition is worth can be read
-# from the errors. A network *is* this line of text and a dozen lines that read it. Here are yours:
+# Read down: each network is one above it with something added or, from C to D, widened, so that what the change is
+# worth can be read from the errors. A network *is* this line of text and a dozen lines that read it. Here are yours:
 
 # %%
 from minivgg.layers import AdaptiveAvgPool2d, Dropout, Flatten, Linear, LocalResponseNorm, ReLU
@@ -375,9 +376,8 @@ for configuration in CONFIGURATIONS:
     mine = assemble(configuration, width=1 / 8, hidden=64)
     ours = vgg(configuration, width=1 / 8, classifier_width=64, init="zeros")
     shapes = [list(net.state_shapes().values()) for net in (mine, ours)]
-    print(
-        f"{configuration:6} {len(shapes[0]):2} arrays, the same shapes as the library's: {shapes[0] == shapes[1]}"
-    )
+    same = shapes[0] == shapes[1]
+    print(f"{configuration:6} {len(shapes[0]):2} arrays, the same shapes as the library's: {same}")
 
 # %%
 print(inspect.getsource(vgg))
@@ -396,8 +396,7 @@ print(inspect.getsource(vgg))
 # <details><summary>Hint: one convolution</summary>
 #
 # Each of $O$ filters has a weight for every channel and every place in its window, and one bias: $O\,(C\,K^2 + 1)$.
-# Then
-# $O$ is the next layer's $C$.
+# Then $O$ is the next layer's $C$.
 #
 # </details>
 # <details><summary>Hint: reading the text</summary>
@@ -517,4 +516,4 @@ for letter, (depth, error) in {"B": (13, 28.7), "C": (16, 28.1), "D": (16, 27.0)
 # - A network is a line of a table.
 # - Parameters at the end, time in the middle, memory at the beginning.
 #
-# It is assembled. It will not train: the next notebook finds out why, and mends it.
+# It is assembled. It will not train: [the next notebook](08_training.ipynb) finds out why, and mends it.

@@ -14,12 +14,14 @@ import inspect
 import itertools
 import json
 import os
+import textwrap
 from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
 from threadpoolctl import threadpool_limits
 
+import minivgg
 from minivgg.exercises import check_exercise
 from minivgg.insight import doctor, pictures
 from minivgg.models.vgg import vgg
@@ -71,7 +73,7 @@ print(checkup)
 
 # %%
 for finding in doctor.diagnose(checkup):
-    print(f"{finding.name}: {finding}\n")
+    print(textwrap.fill(str(finding), 100))
 
 # %% [markdown]
 # ## How a layer changes the size of things
@@ -147,12 +149,14 @@ axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
 plt.show()
 
 # %% [markdown]
+# Where the factor found and the rule differ a little, that is chance: 256 units are not infinitely many.
+#
 # The gradient meets the same matrices on its way back, transposed, and half of it is stopped by each ReLU: the same
 # factors once more. (He's rule could as well count fan-*outs*; where channels stay the same it makes no difference.)
 #
 # ## The doctor compares
 #
-# D from four starts, and with batch norm. The fourth is yours:
+# D from four starts (a number is the deviation), and with batch norm. The fourth is yours:
 
 
 # %%
@@ -171,11 +175,11 @@ def yours(configuration="D", **options):
 
 trials = doctor.try_initialisers(
     {
-        "std 0.01": start_of("normal:0.01"),
-        "std 0.1": start_of("normal:0.1"),
+        "0.01": start_of("normal:0.01"),
+        "0.1": start_of("normal:0.1"),
         "Glorot": start_of("xavier"),
         "yours": yours,
-        "std 0.01 + BN": start_of("normal:0.01", batch_norm=True),
+        "0.01 + BN": start_of("normal:0.01", batch_norm=True),
     },
     batch,
     labels,
@@ -188,9 +192,9 @@ pictures.spreads(
 )
 
 # %% [markdown]
-# Batch norm repairs a bad start, because it makes the factor one whatever it was. That is why VGG "needs" it. It does
-# not: it needs a start. (The scores' own layer is drawn ten times smaller: a network that has seen nothing should not
-# have an opinion.)
+# Batch norm repairs a bad start: where it stands, the factor is one, whatever it was. (The linear layers at the end
+# have none, and there the dashed line falls.) That is why VGG "needs" it. It does not: it needs a start. (The scores'
+# own layer is drawn ten times smaller: a network that has seen nothing should not have an opinion.)
 #
 # ### Does the doctor tell the truth?
 #
@@ -198,10 +202,9 @@ pictures.spreads(
 # before, and what came of it, read from its file:
 
 # %%
-measured = json.loads(Path("../benchmarks/results/doctor.json").read_text(encoding="utf-8"))[
-    "starts"
-]
-print(f"{'start':24} {'× a layer':>9}  {'the doctor':42} {'right after training':>20}")
+results = Path(minivgg.__file__).parents[1] / "benchmarks" / "results" / "doctor.json"
+measured = json.loads(results.read_text(encoding="utf-8"))["starts"]
+print(f"{'start':24} {'× a layer':>9}  {'the doctor':42} {'test accuracy':>20}")
 for name, found in measured.items():
     accuracy = found["test_accuracy"]
     outcome = f"{accuracy:.1%}" if accuracy else f"no number at step {len(found['losses']) + 1}"
@@ -484,5 +487,5 @@ pictures.mistakes(shown, result.labels[worst], result.scores[worst], test.classe
 # - Momentum adds up what agrees, decay keeps weights small, the schedule settles, augmentation tells the network what
 #   does not matter.
 #
-# You have trained a VGG with parts of your own. The next notebook takes one that somebody trained for weeks, and looks
-# inside.
+# You have trained a VGG with parts of your own. [The next notebook](09_using.ipynb) takes one that somebody trained for
+# weeks, and looks inside.

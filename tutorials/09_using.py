@@ -15,6 +15,7 @@ import copy
 import inspect
 import os
 import tempfile
+import textwrap
 import warnings
 from pathlib import Path
 
@@ -197,7 +198,7 @@ with warnings.catch_warnings(record=True) as caught:
         vgg("D", classes=10, classifier_width=16, init="zeros"), "oxford", input="torchvision"
     )
 for warning in caught:
-    print(str(warning.message).partition("npz: ")[2])
+    print(textwrap.fill(str(warning.message).partition("npz: ")[2], 100))
 
 # %% [markdown]
 # ### Moving the mistake into the weights
@@ -702,7 +703,7 @@ for size in (224, 256, 384, 512):
     book = ledger(dense_net, (1, 3, size, size))
     side = dense_net.output_shape((1, 3, size, size))[2]
     print(
-        f"{size}×{size}: {side}×{side} places, sliding {book.macs / 1e9:6.1f} GMAC, "
+        f"{size}×{size}: {side:2}×{side:<2} places, sliding {book.macs / 1e9:5.1f} GMAC, "
         f"as crops {side**2 * crop_macs / 1e9:7.1f}: {side**2 * crop_macs / book.macs:5.1f} times"
     )
 

@@ -201,7 +201,8 @@ for n in (128, 256) if FAST else (512, 2048):
 # %% [markdown]
 # The result is the same in each, and so is the number of multiplications; only the order differs. (The first three run
 # on one thread, the library's on all; so compare the shares of what the machine could do at that moment. Dot by dot,
-# the larger product would take a minute.) Something is still missing after the caches.
+# the larger product would take a minute.) Blocks pay where $b$ is too large for a core's own cache; where it fits, it
+# stays there by itself, and blocks only cost. Something is still missing after the caches.
 #
 # ## Vectors, and a block of sums
 #
@@ -357,7 +358,7 @@ for panel in axes:
 plt.show()
 
 # %% [markdown]
-# This is why the library stops at F(4×4, 3×3): a quarter of the multiplications, at the price of at most a digit.
+# This is why the library stops at F(4×4, 3×3): a quarter of the multiplications, at the price of about a digit.
 # Between the transforms, a product for each of the 36 places is summed over all channels, and *that* is a matrix
 # product: the micro-kernel again.
 #
@@ -429,4 +430,4 @@ for x_shape, outputs in (((1, 3, 224, 224), 64), ((1, 256, 56, 56), 256), ((1, 5
 # - Winograd's algorithm, from the values of polynomials: multiplications saved, accuracy paid.
 # - A ladder whose last rungs pass the roof, because they do something else.
 #
-# Next: the same ladder on a GPU, where the question is who reads what, and when.
+# Next: [the same ladder on a GPU](11_gpu.ipynb), where the question is who reads what, and when.

@@ -12,6 +12,7 @@
 
 # %%
 import re
+import textwrap
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -74,7 +75,7 @@ try:
     with cudasim.checking(memcheck=True):
         careless((4,), (8,), (block, thread, np.int32(28)))
 except cudasim.SimulatorError as error:
-    print(error)
+    print(textwrap.fill(str(error), 100))
 
 # %% [markdown]
 # ## Thirty-two at a time
@@ -160,7 +161,8 @@ plt.show()
 # Write `bias_relu()`, which gives the source of a kernel, as a string:
 #
 # ```c
-# extern "C" __global__ void bias_relu(const float* x, const float* b, float* y, int pixels, int channels)
+# extern "C" __global__ void bias_relu(
+#     const float* x, const float* b, float* y, int pixels, int channels)
 # ```
 #
 # `x` and `y` are matrices (pixels, channels), row after row; y = max(x + b, 0), with one `b` for each channel. The grid
@@ -226,7 +228,7 @@ x, y = np.arange(64, dtype=np.float32), np.zeros(64, np.float32)
 try:
     reverse((1,), (64,), (x, y))
 except cudasim.OrderDependent as error:
-    print(error)
+    print(textwrap.fill(str(error), 100))
 
 # %% [markdown]
 # The simulator runs each launch in two orders of the threads, forwards and backwards, and asks for the same bits. On a
@@ -237,7 +239,7 @@ try:
     with cudasim.checking(racecheck=True):
         reverse((1,), (64,), (x, y))
 except cudasim.Race as error:
-    print(error)
+    print(textwrap.fill(str(error), 100))
 
 # %% [markdown]
 # Two threads, one place, one of them writes, and *nothing orders them*. The cure is a barrier, at which every thread of
@@ -266,7 +268,7 @@ early = cudasim.RawKernel(
 try:
     early((1,), (64,), (x, y))
 except cudasim.SimulatorError as error:
-    print(error)
+    print(textwrap.fill(str(error), 100))
 
 # %% [markdown]
 # ## Banks
@@ -368,7 +370,8 @@ print(f"{times.sum():.0f} reads of {times.size} pixels: {times.sum() / times.siz
 # Write `tiled_conv()`, which gives the source of
 #
 # ```c
-# extern "C" __global__ void tiled_conv(const float* x, const float* w, float* y, int C, int O, int H, int W)
+# extern "C" __global__ void tiled_conv(
+#     const float* x, const float* w, float* y, int C, int O, int H, int W)
 # ```
 #
 # `x` is (N, C, H, W), `w` (O, C, 3, 3) and `y` (N, O, H, W); stride 1, padding 1. A block has 16×16 threads, for 16×16
@@ -573,8 +576,8 @@ plt.show()
 # the filters among 16 pixels; global traffic falls again, and now each product takes two reads from *shared* memory.
 # `direct` keeps a block of 8×8 sums in registers and uses each number that it reads eight times: the orange bar falls,
 # too. `implicit_gemm` gathers panels, and so reads a pixel for several windows; in return it takes any geometry.
-# Winograd does fewer products at all, and the last two rungs, `tf32` and `fp16x3`, do theirs on tensor cores, which
-# multiply small matrices in one instruction.
+# Winograd does fewer products at all, and `tf32` and `fp16x3` do theirs on tensor cores, which multiply small matrices
+# in one instruction.
 #
 # On a layer this small some tiles are partly empty, which costs the rungs with large tiles most; and what a cache holds
 # costs less than what it does not. Sectors are not seconds.
@@ -594,7 +597,8 @@ plt.show()
 # and why:
 
 # %%
-print(explain(ConvSpec.of((32, 256, 56, 56), (256, 256, 3, 3), padding=1), device="gpu"))
+spec = ConvSpec.of((32, 256, 56, 56), (256, 256, 3, 3), padding=1)
+print(textwrap.fill(explain(spec, device="gpu"), 100))
 
 # %% [markdown]
 # ## What you have now

@@ -50,12 +50,16 @@ def overview() -> str:
     from minivgg.exercises.progress import progress_file
 
     done = progress()
+    names = {row.id: ", ".join(row.functions) for row in EXERCISES.values()}
+    titles, functions = (
+        max(map(len, column)) for column in ([row.title for row in EXERCISES.values()], names.values())
+    )
     lines = []
     for row in EXERCISES.values():
         tried = done.get(row.id, {"tries": 0, "right": None})
         mark, state = "·", f"tried {tried['tries']}×" if tried["tries"] else ""
         if tried["right"]:
             mark, state = "✓", f"right since {tried['right']}"
-        lines.append(f"{mark} {row.id}  {row.title:36}{', '.join(row.functions):48}{state}".rstrip())
+        lines.append(f"{mark} {row.id}  {row.title:{titles}}  {names[row.id]:{functions}}  {state}".rstrip())
     right = sum(bool(done.get(name, {}).get("right")) for name in EXERCISES)
     return "\n".join([*lines, "", f"{right} of {len(EXERCISES)} done, as {progress_file()} remembers"])

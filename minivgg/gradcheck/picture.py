@@ -19,7 +19,7 @@ _FAINT = 1e-12  # relative errors below it are all the same colour
 
 def picture(point: Point, row: Row, title: str) -> Figure:
     """The Figure behind `Report.plot`. About 2·min(size, 1000) + 250 forwards."""
-    figure = Figure(figsize=(15, 5.2), layout="constrained")
+    figure = Figure(figsize=(13, 5), layout="constrained")
     figure.suptitle(f"{title}\n{row.argument} {row.cells()[1]}", fontsize=13)
     heat, steps, remainder = figure.subplots(1, 3)
     error = draw_error(figure, heat, point, row)
@@ -96,7 +96,7 @@ def draw_remainder(axes, point: Point, row: Row, v: np.ndarray) -> None:
     """The Taylor remainder, beside lines of slope 1 and 2."""
     steps = row.h * 2.0 ** np.arange(0, 13)
     remainders = taylor(point, row.argument, v, steps)
-    axes.loglog(steps, _positive(remainders), "o-", color=_BLUE, label="|f(t) − f(0) − t·⟨gradient, v⟩|")
+    axes.loglog(steps, _positive(remainders), "o-", color=_BLUE, label="remainder")
     end = remainders[-1] or 1.0
     axes.loglog(steps, end * (steps / steps[-1]) ** 2, "--", color=_GREY, label="slope 2: right")
     axes.loglog(steps, end * (steps / steps[-1]), ":", color=_ORANGE, linewidth=2, label="slope 1: wrong")
@@ -104,7 +104,7 @@ def draw_remainder(axes, point: Point, row: Row, v: np.ndarray) -> None:
     axes.annotate("rounding", (0.75, point.noise), xycoords=("axes fraction", "data"), color=_GREY, va="bottom")
     order = taylor_order(point, row.argument, v, row.h)
     slope = "linear" if math.isnan(order) else f"slope {order:.2f}"
-    axes.set(title=f"Taylor remainder: {slope}", xlabel="step t", ylabel="remainder")
+    axes.set(title=f"Taylor remainder: {slope}", xlabel="step t", ylabel="|f(t) − f(0) − t·⟨gradient, v⟩|")
     axes.legend(fontsize=10)
 
 

@@ -183,7 +183,7 @@ def _table(book: Ledger) -> str:
         f"{book.parameters:,}",
         human(book.macs),
         human(book.activation_bytes, 1024, "B"),
-        f"≤ {human(book.largest_column_bytes, 1024, 'B')}",
+        f"≤{human(book.largest_column_bytes, 1024, 'B')}",
         f"{book.receptive_field} px",
     )
     widths = [max(len(line[i]) for line in (head, *lines, totals)) for i in range(len(head))]
