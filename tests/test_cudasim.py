@@ -109,6 +109,17 @@ __global__ void multiply_f16(const __half* a, const __half* b, float* d) {
     for (int i = 0; i < 4; i++) d[(group + 8 * (i / 2)) * 8 + 2 * member + i % 2] = fd[i];
 }
 
+__global__ void load_matrices(const uint4* x, unsigned* y) {
+    __shared__ uint4 rows[32];
+    rows[threadIdx.x] = x[threadIdx.x];
+    __syncthreads();
+    unsigned four[2][4], two[2][2];
+    ldmatrix<false>(four[0], rows + threadIdx.x), ldmatrix<true>(four[1], rows + threadIdx.x);
+    ldmatrix<false>(two[0], rows + threadIdx.x % 16), ldmatrix<true>(two[1], rows + threadIdx.x % 16);
+    for (int i = 0; i < 8; i++) y[i * 32 + threadIdx.x] = four[i / 4][i % 4];
+    for (int i = 0; i < 4; i++) y[(8 + i) * 32 + threadIdx.x] = two[i / 2][i % 2];
+}
+
 __global__ void landing(const float* x, float* y) {
     __shared__ float tile[2][32];
     for (int i = 0; i < 2; i++) {
@@ -253,6 +264,13 @@ def test_tf32_keeps_ten_bits_rounded_to_nearest():
     a[:, 0] = 1 + np.arange(16) * 2.0**-13  # eighths of the last bit that TF32 keeps
     launch("multiply_tf32", 1, 32, a, b, d)
     np.testing.assert_array_equal(d[:, 0], 1 + np.floor(np.arange(16) / 8 + 0.5) * 2.0**-10)
+
+
+def test_matrices_are_loaded_by_rows_or_by_columns():
+    x, y = np.arange(4 * 8 * 8, dtype=np.float16).reshape(4, 8, 8), np.zeros((12, 32), np.uint32)
+    launch("load_matrices", 1, 32, x.view(np.uint32), y)
+    turned = x.transpose(0, 2, 1)
+    np.testing.assert_array_equal(y.view(np.float16).reshape(12, 8, 8), np.concatenate([x, turned, x[:2], turned[:2]]))
 
 
 def test_asynchronous_copies_land_when_they_are_waited_for_and_not_before():

@@ -13,9 +13,9 @@
 
 or, from a shell, `python -m minivgg.cudasim saxpy.cu --grid 4 --block 256 x=random:1000 y=zeros:1000 a=2 n=1000`.
 
-What is there: shared memory, static and dynamic; barriers; warp shuffles and votes; atomics; `cp.async` and `mma.sync`
-(by the functions of `tensor_cores.h`); `__half`. What is not: `__activemask`, grid-wide synchronisation, textures,
-streams, and time: it says what a kernel computes and what it asks of memory, not how fast a GPU would be.
+What is there: shared memory, static and dynamic; barriers; warp shuffles and votes; atomics; `cp.async`, `ldmatrix` and
+`mma.sync` (by the functions of `tensor_cores.h`); `__half`. What is not: `__activemask`, grid-wide synchronisation,
+textures, streams, and time: it says what a kernel computes and what it asks of memory, not how fast a GPU would be.
 
 It works by compiling the kernel with g++ or clang++ against `cuda_on_cpu.h`, and knows nothing of the rest of minivgg.
 """

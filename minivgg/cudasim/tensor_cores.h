@@ -1,4 +1,4 @@
-// What a kernel would write PTX for: cp.async and mma.sync, behind functions that hold both branches.
+// What a kernel would write PTX for: cp.async, ldmatrix and mma.sync, behind functions that hold both branches.
 //
 // NVRTC and the simulator both read this file; only the bodies differ. Fragment layouts are those of the PTX manual,
 // "Warp-level matrix instructions", §9.7.14: lane = 4·group + member, group 0…7, member 0…3.
@@ -40,6 +40,60 @@ __device__ __forceinline__ void cp_async_wait() {
     cudasim::cudasim_copies_wait(groups);
 #else
     asm volatile("cp.async.wait_group %0;" ::"n"(groups) : "memory");
+#endif
+}
+
+// ---- Matrices of 8×8 float16 from shared memory into registers, by a whole warp ----
+
+#ifdef CUDASIM
+namespace cudasim {
+
+struct Matrices { uint16_t row[8]; unsigned* registers; };
+
+template <int count, bool turned>
+void load_together(void** lanes, unsigned mask) {
+    auto record = [&](int lane) -> Matrices& { return *static_cast<Matrices*>(lanes[lane]); };
+    if (mask != ~0u) cudasim_trap("ldmatrix takes all 32 lanes of a warp", {"tensor_cores.h", 0});
+    for (int lane = 0; lane < 32; lane++) {
+        const int group = lane / 4, member = lane % 4;
+        for (int i = 0; i < count; i++) {
+            auto at = [&](int r, int c) -> unsigned { return record(8 * i + (turned ? c : r)).row[turned ? r : c]; };
+            record(lane).registers[i] = at(group, 2 * member + 1) << 16 | at(group, 2 * member);
+        }
+    }
+}
+
+}  // namespace cudasim
+#endif
+
+// Lane 8·i + r says where row r of matrix i is, 16 bytes that begin at a multiple of 16; of two matrices, lanes 0 to 15
+// do. Register i of lane 4·group + member gets elements 2·member and 2·member + 1 of row `group` of matrix i; of its
+// column `group` if the matrices are to be `turned`.
+template <bool turned, int count>
+__device__ __forceinline__ void ldmatrix(unsigned (&registers)[count], const void* row) {
+    static_assert(count == 2 || count == 4, "two matrices, or four");
+#ifdef CUDASIM
+    const CudasimSixteen at_once = *static_cast<const CudasimSixteen*>(row);
+    cudasim::Matrices mine{{}, registers};
+    memcpy(mine.row, &at_once, 16);
+    cudasim::meet(~0u, "ldmatrix", {"tensor_cores.h", __LINE__}, mine, cudasim::load_together<count, turned>);
+#else
+    const unsigned at = static_cast<unsigned>(__cvta_generic_to_shared(row));
+    if constexpr (count == 2 && turned) {
+        asm volatile("ldmatrix.sync.aligned.m8n8.x2.trans.shared.b16 {%0,%1}, [%2];"
+                     : "=r"(registers[0]), "=r"(registers[1]) : "r"(at) : "memory");
+    } else if constexpr (count == 2) {
+        asm volatile("ldmatrix.sync.aligned.m8n8.x2.shared.b16 {%0,%1}, [%2];"
+                     : "=r"(registers[0]), "=r"(registers[1]) : "r"(at) : "memory");
+    } else if constexpr (turned) {
+        asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
+                     : "=r"(registers[0]), "=r"(registers[1]), "=r"(registers[2]), "=r"(registers[3])
+                     : "r"(at) : "memory");
+    } else {
+        asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
+                     : "=r"(registers[0]), "=r"(registers[1]), "=r"(registers[2]), "=r"(registers[3])
+                     : "r"(at) : "memory");
+    }
 #endif
 }
 
