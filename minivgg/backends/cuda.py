@@ -100,6 +100,11 @@ def twin(file: str, name: str, *, over: str = "elements") -> Callable:
     return decorate
 
 
+def accumulator(dtype) -> np.dtype:
+    """The type that kernels keep sums of such numbers in, `Acc` in kernels.cuh: float32 for float16, else the same."""
+    return np.promote_types(dtype, np.float32)
+
+
 class Kernel:
     """One kernel with its compile-time choices made. See `kernel`."""
 

@@ -300,10 +300,14 @@ def _teller(bar, heat: tuple) -> Callable[[str], None]:
     return lambda doing: bar.set_postfix_str(f"{precision}, batch {batch}, {names[0]} {direction}: {doing}")
 
 
+def _why_not(algorithm: str, spec: ConvSpec, dtype: str) -> str | None:
+    return None if algorithm == "auto" else ALGORITHMS[algorithm].why_not(spec, "gpu", dtype)
+
+
 def _row(tasks, workers, spec: ConvSpec, direction: str, precision: str, limits, settings, tell) -> dict:
     """One heat: one pass of one geometry in one precision."""
     names = {name: task.keywords.get("algorithm", "auto") for name, task in tasks.items()}
-    refused = {n: why for n, a in names.items() if a != "auto" and (why := ALGORITHMS[a].supports(spec, "gpu"))}
+    refused = {name: why for name, a in names.items() if (why := _why_not(a, spec, PRECISIONS[precision].dtype))}
     entries = {
         n: (workers[n], partial(task, spec, direction, precision)) for n, task in tasks.items() if n not in refused
     }

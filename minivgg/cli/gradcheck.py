@@ -197,7 +197,7 @@ def _ops(arguments, algorithms: list[str]) -> Iterator[Subject]:
 
     def checks(op, cases):
         for case in cases:
-            if op.runs(case, arguments.device):
+            if op.runs(case, arguments.device, "float64"):
                 yield repr(case), lambda case=case: op.check_gradient(case, arguments.device, seed=arguments.seed)
 
     for op in CASES.values():
@@ -208,7 +208,7 @@ def _ops(arguments, algorithms: list[str]) -> Iterator[Subject]:
             supported = [
                 Case(*case.shapes, draw=case.draw, **case.options, algorithm=name)
                 for case in op.cases
-                if name == "auto" or ALGORITHMS[name].supports(spec_of(case), kind_of(arguments.device)) is None
+                if name == "auto" or not ALGORITHMS[name].why_not(spec_of(case), kind_of(arguments.device), "float64")
             ]
             if supported:
                 yield Subject(f"conv2d, {name}", list(checks(op, supported)))

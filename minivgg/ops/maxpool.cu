@@ -4,7 +4,7 @@
 // for each output. Backward gathers: a thread looks through the windows that its pixel lies in, only one where they
 // stand side by side, and takes the gradients of those that it won. No two threads write to one place, so nothing is
 // atomic.
-// variants: T=float|double A=uint8|uint16 RELU=0|1
+// variants: T=float|double|__half A=uint8|uint16 RELU=0|1
 
 #define WINDOWS int H, int W, int OH, int OW, int KH, int KW, int stride_h, int stride_w, int padding_h, int padding_w
 

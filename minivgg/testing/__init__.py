@@ -10,10 +10,11 @@
 
     check_op((relu_forward, relu_backward), "relu")
 
-Silence means that some fifteen rules hold on all cases of a table, in float32 and float64, in every memory order: that
-forward computes what a formula says, gradients are slopes, nothing is written over, a second run gives the same bits,
-and so on. Otherwise there is an AssertionError that says which rule is broken on which arguments, what was expected and
-found, and where to look next. With `raise_on_failure=False` the result is a report on all rules.
+Silence means that some fifteen rules hold on all cases of a table, in float32 and float64 (and on a GPU in float16,
+where an op takes it), in every memory order: that forward computes what a formula says, gradients are slopes, nothing
+is written over, a second run gives the same bits, and so on. Otherwise there is an AssertionError that says which rule
+is broken on which arguments, what was expected and found, and where to look next. With `raise_on_failure=False` the
+result is a report on all rules.
 
     check_op(pair, …)        a pair (forward, backward), or the name of one of ours
     check_layer(layer, …)    a `Layer`: the same rules over its input and parameters, and those of a layer

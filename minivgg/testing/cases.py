@@ -79,7 +79,8 @@ class Op:
     `forward(*arrays, **options) -> (y, cache)` and `backward(dy, cache) -> gradients`, as all of `minivgg.ops`; or
     `-> y` and `backward(dy, *arrays)`. `oracle(*arrays, **options) -> y` is another way to the same y. `affine_in`
     names the arguments in which y is linear plus a constant. `bits`: another memory order gives the same to the last
-    bit. `views`: y may be a view of the first argument, and its gradient one of dy. `names` are the arguments'.
+    bit. `views`: y may be a view of the first argument, and its gradient one of dy. `halves`: on a GPU it takes
+    float16, too. `names` are the arguments'.
     """
 
     name: str
@@ -91,6 +92,7 @@ class Op:
     bits: bool = False
     views: bool = False
     devices: tuple[str, ...] = ("cpu",)
+    halves: bool = False
     names: tuple[str, ...] = field(default=())
 
     def arguments(self, case: Case) -> tuple[str, ...]:
@@ -102,9 +104,10 @@ class Op:
         count = len(case.shapes)
         return tuple([*names, *(f"argument {i}" for i in range(len(names), count))][:count])
 
-    def runs(self, case: Case, device: str) -> bool:
+    def runs(self, case: Case, device: str, dtype) -> bool:
         """Whether it can do this case on one of `backends.array.DEVICES`; what a GPU can, its simulator can, too."""
-        return kind_of(device) in self.devices
+        kind, half = kind_of(device), np.dtype(dtype) == np.float16
+        return kind in self.devices and (not half or (self.halves and kind == "gpu"))
 
     def eps(self, dtype) -> float:
         """The relative rounding of one operation of the op's in this dtype."""

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from minivgg.backends.array import kind_of, to_cpu
+from minivgg.backends.cuda import accumulator
 from minivgg.ops.conv2d import ALGORITHMS, Algorithm, check_algorithm, naive
 from minivgg.testing.arrays import workspace_of
 from minivgg.testing.cases import GEOMETRIES, Case, Op, conv_case, spec_of
@@ -44,23 +45,29 @@ class ConvOp(Op):
 
     algorithm: Algorithm | None = None
 
-    def runs(self, case: Case, device: str) -> bool:
-        return not self.algorithm.supports(spec_of(case), kind_of(device))
+    def runs(self, case: Case, device: str, dtype) -> bool:
+        return not self.algorithm.why_not(spec_of(case), kind_of(device), dtype)
 
     def eps(self, dtype) -> float:
         return max(super().eps(dtype), self.algorithm.eps if dtype == np.float32 else 0.0)
 
 
 def conv_op(algorithm: Algorithm, geometries: Iterable[str]) -> ConvOp:
-    """An algorithm without what is above it (bias, validation, the choice of an algorithm) as a row of the table."""
+    """An algorithm without what is above it (bias, validation, the choice of an algorithm) as a row of the table.
+
+    Where rules ask what float64 gives, and it takes none, the seven loops say it.
+    """
+
+    def row_for(x) -> Algorithm:
+        return algorithm if x.dtype.name in algorithm.dtypes else naive.ALGORITHM
 
     def forward(x, w, **options):
         spec = spec_of(Case(x.shape, w.shape, **options))
-        return algorithm.forward(x, w, spec), (x, w, spec)
+        return row_for(x).forward(x, w, spec), (x, w, spec)
 
     def backward(dy, cache):
         x, w, spec = cache
-        return algorithm.grad_input(dy, w, spec), algorithm.grad_weight(dy, x, spec)
+        return row_for(x).grad_input(dy, w, spec), row_for(x).grad_weight(dy, x, spec)
 
     cases = tuple(conv_case(geometry, bias=False) for geometry in geometries)
     name = forward.__name__ = f"algorithm {algorithm.name}"  # reports of the gradient check are headed by it
@@ -74,8 +81,12 @@ def by_naive(trial: Trial) -> tuple[dict[str, np.ndarray], dict[str, float]]:
     sum is the very same pass over |a| and |b|. Taken twice, for the second order; and the largest one for all, because
     fast algorithms mix neighbouring pixels before they add; and times the `growth` that the algorithm admits to. What a
     product itself may be off by, the algorithm's `eps`, counts once: it is as large in every term of Σ|a|·|b|.
+
+    Products of float16 are exact in float32, and are added up there: `eps` is float32's. The result is then rounded to
+    float16, off by 2⁻¹¹ of itself, as terms may have been that went through memory: together float16's own eps, 2⁻¹⁰,
+    of Σ|a|·|b|.
     """
-    spec, eps = spec_of(trial.case), np.finfo(trial.dtype).eps
+    spec, eps = spec_of(trial.case), np.finfo(accumulator(trial.dtype)).eps
     x, w, dy = (to_cpu(a).astype(np.float64) for a in (*trial.arguments(), trial.upstream()))
     passes = {
         "y": (naive.forward, x, w, spec.columns),
@@ -84,7 +95,7 @@ def by_naive(trial: Trial) -> tuple[dict[str, np.ndarray], dict[str, float]]:
     }
     expected = {name: loops(a, b, spec) for name, (loops, a, b, _) in passes.items()}
     eps *= trial.op.algorithm.growth
-    product = trial.op.eps(trial.dtype) - np.finfo(trial.dtype).eps  # beyond what a term's rounding allows for
+    product = trial.op.eps(trial.dtype) - np.finfo(accumulator(trial.dtype)).eps  # beyond a sum's own rounding
     bounds = {
         name: (terms * eps + product) * loops(abs(a), abs(b), spec).max()
         for name, (loops, a, b, terms) in passes.items()

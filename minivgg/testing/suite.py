@@ -1,5 +1,6 @@
 """Holding an op to rules: every rule on every trial that it applies to."""
 
+import itertools
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 
@@ -11,7 +12,7 @@ from minivgg.testing.cases import CASES, Case, Op
 from minivgg.testing.report import Report, Result
 from minivgg.testing.rules import RULES, Rule, Trial, shapes
 
-DTYPES = np.dtype(np.float32), np.dtype(np.float64)
+DTYPES = tuple(map(np.dtype, (np.float32, np.float64, np.float16)))
 
 
 def check_op(
@@ -22,7 +23,8 @@ def check_op(
     devices: Iterable[str] | None = None,
     raise_on_failure: bool = True,
 ) -> Report:
-    """Hold an op to all rules, in float32 and float64, in every memory order, on every device that it runs on.
+    """Hold an op to all rules, in every memory order, on every device that it runs on, in every dtype that it takes
+    there: float32 and float64, and some ops on a GPU float16.
 
         check_op("relu")                                        # ours, on its row of CASES
         check_op((my_forward, my_backward), "maxpool2d")        # yours, on the cases of a row and to its formula
@@ -62,8 +64,8 @@ def hold(
     devices: Iterable[str] | None = None,
     raise_on_failure: bool = True,
 ) -> Report:
-    """Try every rule on every case of `op`, in both dtypes, on each of `devices` that it runs on: those present, unless
-    given.
+    """Try every rule on every case of `op`, on each of `devices` and in each of `DTYPES` that it runs on and in: on the
+    devices present, unless given.
 
     Raises AssertionError if a rule is broken, unless `raise_on_failure` is False; ValueError if nothing can be tried,
     or for a title in `without` that no rule has.
@@ -73,10 +75,10 @@ def hold(
         raise ValueError(f"no rule {', '.join(map(repr, unknown))}; there are {', '.join(map(repr, titles))}")
     results = {rule: Result(rule.title, rule.advice) for rule in rules if rule.title not in without}
     devices = present() if devices is None else tuple(devices)
-    runs = [(case, device) for device in devices for case in op.cases if op.runs(case, device)]
-    if not runs:
+    tried = itertools.product(devices, op.cases, DTYPES)
+    trials = [Trial(op, case, dtype, device) for device, case, dtype in tried if op.runs(case, device, dtype)]
+    if not trials:
         raise ValueError(f"{op.name}: nothing to try: it runs on none of {', '.join(devices)}, or there is no case")
-    trials = [Trial(op, case, dtype, device) for case, device in runs for dtype in DTYPES]
     with threads(1):  # waking others costs more than these small cases do; one rule wakes them all
         for trial in trials:
             _try_all(trial, results)

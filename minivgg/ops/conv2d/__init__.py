@@ -49,10 +49,10 @@ ALGORITHMS: dict[str, Algorithm] = {
 }
 
 
-def algorithms_on(device: str) -> list[str]:
+def algorithms_on(device: str, dtype=np.float32) -> list[str]:
     """The keys of `ALGORITHMS` that do VGG's convolutions on a device: those that a table of it should list."""
     vgg = ConvSpec.of((1, 3, 32, 32), (64, 3, 3, 3), padding=1)
-    return [name for name, row in ALGORITHMS.items() if row.supports(vgg, kind_of(device)) is None]
+    return [name for name, row in ALGORITHMS.items() if row.why_not(vgg, kind_of(device), dtype) is None]
 
 
 class Conv2dCache(NamedTuple):
@@ -70,14 +70,19 @@ def plan(spec: ConvSpec, direction="forward", *, device="cpu", dtype=np.float32,
 
     The algorithm with the lowest time by `planning.estimate` for as many threads as there are. float64 is for checking
     gradients: there it is im2col, exact and by BLAS. `prepared` says that the filters have been prepared before. On a
-    GPU it is the first of `planning.ON_GPU` that supports the geometry: what should be fastest, not what was measured.
+    GPU it is the first of `planning.ON_GPU` that can do it: what should be fastest, not what was measured.
     """
+    if _by_a_rule(device, dtype):
+        rows = (ALGORITHMS[name] for name in planning.ON_GPU)
+        return next(row for row in rows if row.why_not(spec, device, dtype) is None)
     if np.dtype(dtype) != np.float32:
-        return _supported("im2col", spec, device)
-    if device == "gpu":
-        return next(ALGORITHMS[name] for name in planning.ON_GPU if not ALGORITHMS[name].supports(spec, device))
+        return _supported("im2col", spec, device, dtype)
     times = _times(spec, direction, prepared)
     return ALGORITHMS[min(times, key=times.get)]
+
+
+def _by_a_rule(device: str, dtype) -> bool:
+    return device == "gpu" and np.dtype(dtype) != np.float64
 
 
 def _times(spec: ConvSpec, direction: str, prepared: bool) -> dict[str, float]:
@@ -96,10 +101,10 @@ def _estimates(spec, direction, prepared, threads, rows) -> dict[str, float]:
 def explain(spec: ConvSpec, direction="forward", *, device="cpu", dtype=np.float32, prepared=False) -> str:
     """What `plan` chooses and why, and what it expects of the others."""
     chosen = plan(spec, direction, device=device, dtype=dtype, prepared=prepared)
+    if _by_a_rule(device, dtype):
+        return f"{chosen.name}: {chosen.reason} (by a rule for GPUs; not measured yet)"
     if np.dtype(dtype) != np.float32:
         return f"{chosen.name}: {chosen.reason}"
-    if device == "gpu":
-        return f"{chosen.name}: {chosen.reason} (by a rule for GPUs; not measured yet)"
     times = sorted((t, name) for name, t in _times(spec, direction, prepared).items() if t < float("inf"))
     return f"{chosen.name}: {chosen.reason} (expected: {', '.join(f'{name} {t * 1e3:.3g} ms' for t, name in times)})"
 
@@ -110,9 +115,9 @@ def check_algorithm(name: str) -> None:
         raise BadInput(f'conv2d: no algorithm "{name}"; there are "auto", ' + ", ".join(f'"{a}"' for a in ALGORITHMS))
 
 
-def _supported(name: str, spec: ConvSpec, device: str) -> Algorithm:
+def _supported(name: str, spec: ConvSpec, device: str, dtype) -> Algorithm:
     check_algorithm(name)
-    why_not = ALGORITHMS[name].supports(spec, device)
+    why_not = ALGORITHMS[name].why_not(spec, device, dtype)
     if why_not:
         raise ValueError(f'conv2d: algorithm "{name}" cannot do {spec}: {why_not}')
     return ALGORITHMS[name]
@@ -122,15 +127,16 @@ def _chosen(name: str, spec: ConvSpec, direction: str, x, prepared=False) -> Alg
     device = "gpu" if on_gpu(x) else "cpu"
     if name == "auto":
         return plan(spec, direction, device=device, dtype=x.dtype, prepared=prepared)
-    return _supported(name, spec, device)
+    return _supported(name, spec, device, x.dtype)
 
 
 def conv2d_forward(x, w, b=None, *, stride=1, padding=0, algorithm="auto", relu=False, pool=False, prepared=None):
     """Convolve images with filters (a cross-correlation, zero-padded).
 
     x (N, C, H, W), w (O, C, KH, KW), b (O,) or None → y (N, O, OH, OW) and the cache for `conv2d_backward`, with
-    OH = (H + 2·padding − KH) // stride + 1. One dtype throughout, float32 or float64. `stride` and `padding` are
-    integers or (height, width) pairs; `algorithm` is a key of `ALGORITHMS`, or "auto" (see `plan`).
+    OH = (H + 2·padding − KH) // stride + 1. One dtype throughout: float32 or float64, or on a GPU float16, whose sums
+    are kept in float32 and rounded once. `stride` and `padding` are integers or (height, width) pairs; `algorithm` is a
+    key of `ALGORITHMS`, or "auto" (see `plan`).
 
     With `relu`, y = max(y, 0): done while the results are in registers, where the algorithm can. Its gradient is up to
     the caller. With `pool`, y (N, O, OH // 2, OW // 2) is the largest of each 2×2 of these, as by a max-pool, and the

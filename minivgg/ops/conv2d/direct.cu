@@ -8,7 +8,7 @@
 // pass as zeros between the pixels of dy. So there is one kernel for both, which knows of a `dilation`. The gradient of
 // the filters is a matrix product over all pixels, cut into parts, which `sum_parts` adds up in an order that never
 // changes: float addition by atomics would give other bits each time.
-// variants: T=float|double RUN=16|32
+// variants: T=float|double|__half RUN=16|32
 
 constexpr int VECTOR = 16 / sizeof(T);  // numbers that a thread reads at once
 constexpr int CHUNK = RUN / sizeof(T);  // channels that are in shared memory at a time: RUN bytes a pixel
@@ -122,7 +122,7 @@ extern "C" __global__ void tiled(const T* x, const T* w, T* y, VIEW, int taps) {
 constexpr int ROWS = 16, COLUMNS = 8, OUTPUTS = 64, THREADS = ROWS * 8, GROUPS = 8 / VECTOR;
 
 extern "C" __global__ void __launch_bounds__(THREADS)
-blocked(const T* x, const T* w, T* y, const T* bias, T floor, const T* mask, int masked, VIEW, int taps) {
+blocked(const T* x, const T* w, T* y, const T* bias, Acc floor, const T* mask, int masked, VIEW, int taps) {
     extern __shared__ __align__(16) T shared[];
     const int across = (OW + COLUMNS - 1) / COLUMNS, down = (OH + ROWS - 1) / ROWS;
     const int n = blockIdx.x / (across * down), tile = blockIdx.x % (across * down);
@@ -131,7 +131,7 @@ blocked(const T* x, const T* w, T* y, const T* bias, T floor, const T* mask, int
     T *image = shared, *filters = shared + high * wide * CHUNK;
     const int thread = threadIdx.x, lane = thread % 8, row = thread / 8;
 
-    T sums[COLUMNS][8] = {};
+    Acc sums[COLUMNS][8] = {};
     for (int c0 = 0; c0 < C; c0 += CHUNK) {
         __syncthreads();  // everybody is done with the chunk before
         load_image(image, x, C, H, W, dilation_h, dilation_w, n, oh0 * stride_h - offset_h, ow0 * stride_w - offset_w,
@@ -157,7 +157,8 @@ blocked(const T* x, const T* w, T* y, const T* bias, T floor, const T* mask, int
 #pragma unroll
                             for (int p = 0; p < COLUMNS; p++)
 #pragma unroll
-                                for (int e = 0; e < VECTOR; e++) sums[p][q * VECTOR + e] += a[p].at[k] * b.at[e];
+                                for (int e = 0; e < VECTOR; e++)
+                                    sums[p][q * VECTOR + e] += Acc(a[p].at[k]) * Acc(b.at[e]);
                         }
                     }
                 }
@@ -175,15 +176,15 @@ blocked(const T* x, const T* w, T* y, const T* bias, T floor, const T* mask, int
         for (int i = 0; i < 8; i++) {
             const int o = o0 + (i / VECTOR * 8 + lane) * VECTOR + i % VECTOR;
             if (o >= O) continue;
-            const T result = sums[p][i] + bias[o];
-            y[at + o] = masked && !(mask[at + o] > T(0)) ? T(0) : result <= floor ? floor : result;  // a NaN passes
+            const Acc result = sums[p][i] + Acc(bias[o]);
+            y[at + o] = masked && !(mask[at + o] > T(0)) ? Acc(0) : result <= floor ? floor : result;  // a NaN passes
         }
     }
 }
 
 // ---- The gradient of the filters: dw (KH·KW·C, O) = columns of x, transposed (KH·KW·C, pixels) · dy (pixels, O) ----
 //
-// Block row `blockIdx.z` takes the pixels from z·share on, of N·OH·OW, and writes parts[z] (KH·KW·C, O).
+// Block row `blockIdx.z` takes the pixels from z·share on, of N·OH·OW, and writes parts[z] (KH·KW·C, O), not rounded.
 
 // A walk over output pixels in the order of memory.
 struct Walk {
@@ -206,7 +207,7 @@ __device__ __forceinline__ T seen(const T* x, int C, int H, int W, int n, int h,
 }
 
 // A thread an element of dw: 5 sectors for 32 products, as above.
-extern "C" __global__ void coalesced_dw(const T* dy, const T* x, T* parts, VIEW, int share) {
+extern "C" __global__ void coalesced_dw(const T* dy, const T* x, Acc* parts, VIEW, int share) {
     const long long i = global_thread(), size = static_cast<long long>(KH) * KW * C * O;
     if (i >= size) return;
     const int o = i % O, m = i / O, c = m % C, kw = m / C % KW, kh = m / C / KW;
@@ -221,7 +222,7 @@ extern "C" __global__ void coalesced_dw(const T* dy, const T* x, T* parts, VIEW,
 constexpr int STEP = 16;  // pixels that are in shared memory at a time
 
 // 16 rows of dw × 32 outputs a block, a thread for each: a number of dy is read once for 16 rows, of x for 32 outputs.
-extern "C" __global__ void tiled_dw(const T* dy, const T* x, T* parts, VIEW, int share) {
+extern "C" __global__ void tiled_dw(const T* dy, const T* x, Acc* parts, VIEW, int share) {
     __shared__ T xs[STEP][STEP], dys[STEP][LANES];
     const int lane = threadIdx.x, row = threadIdx.y, m0 = blockIdx.x * STEP, o = blockIdx.y * LANES + lane;
     const int size = KH * KW * C, m = m0 + lane;  // of what this thread loads
@@ -241,14 +242,14 @@ extern "C" __global__ void tiled_dw(const T* dy, const T* x, T* parts, VIEW, int
 
 // 128 rows × 64 outputs a block, 8 × 8 a thread: 4 reads of 16 bytes from shared memory for 64 products (float32).
 extern "C" __global__ void __launch_bounds__(THREADS)
-blocked_dw(const T* dy, const T* x, T* parts, VIEW, int share) {
+blocked_dw(const T* dy, const T* x, Acc* parts, VIEW, int share) {
     __shared__ __align__(16) T xs[STEP][THREADS], dys[STEP][OUTPUTS];
     const int thread = threadIdx.x, lane = thread % 8, row = thread / 8, size = KH * KW * C;
     const int m0 = blockIdx.x * THREADS, o0 = blockIdx.y * OUTPUTS;
     const int m = m0 + thread, c = m % C, kw = m / C % KW, kh = m / C / KW;  // each thread loads one row's numbers
     const int begin = blockIdx.z * share, end = min(begin + share, N * OH * OW);
     Walk walk(begin, OH, OW);
-    T sums[8][8] = {};
+    Acc sums[8][8] = {};
     for (int first = begin; first < end; first += STEP) {
 #pragma unroll
         for (int p = 0; p < STEP; p++, walk.step(OH, OW))
@@ -270,11 +271,12 @@ blocked_dw(const T* dy, const T* x, T* parts, VIEW, int share) {
 #pragma unroll
             for (int i = 0; i < 8; i++)
 #pragma unroll
-                for (int j = 0; j < 8; j++) sums[i][j] += a[i / VECTOR].at[i % VECTOR] * b[j / VECTOR].at[j % VECTOR];
+                for (int j = 0; j < 8; j++)
+                    sums[i][j] += Acc(a[i / VECTOR].at[i % VECTOR]) * Acc(b[j / VECTOR].at[j % VECTOR]);
         }
         __syncthreads();
     }
-    T* part = parts + static_cast<long long>(blockIdx.z) * size * O;
+    Acc* part = parts + static_cast<long long>(blockIdx.z) * size * O;
 #pragma unroll
     for (int i = 0; i < 8; i++)
 #pragma unroll
@@ -286,7 +288,7 @@ blocked_dw(const T* dy, const T* x, T* parts, VIEW, int share) {
 }
 
 // dw = parts[0] + parts[1] + …, in this order. Reads each part once, whole sectors a warp.
-extern "C" __global__ void sum_parts(const T* parts, T* dw, int splits, long long count) {
+extern "C" __global__ void sum_parts(const Acc* parts, T* dw, int splits, long long count) {
     const long long i = global_thread();
     if (i >= count) return;
     Acc sum = 0;

@@ -28,7 +28,7 @@ from minivgg.backends.microkernel import COLUMNS, ROWS, even_rows, product
 from minivgg.backends.simd import LANES, traced
 from minivgg.ops.conv2d import direct_on_gpu
 from minivgg.ops.conv2d.packing import epilogue, into_panels, round_up, streams, transposed, turned_into_panels
-from minivgg.ops.conv2d.spec import Algorithm, ConvSpec
+from minivgg.ops.conv2d.spec import EVERY_DTYPE, Algorithm, ConvSpec
 
 _forward_on_gpu, _grad_input_on_gpu, _grad_weight_on_gpu = direct_on_gpu.BLOCKED
 
@@ -310,4 +310,5 @@ ALGORITHM = Algorithm(
     supports,
     fuses=True,
     prepare=pack,
+    dtypes=EVERY_DTYPE,
 )

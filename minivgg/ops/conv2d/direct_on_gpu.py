@@ -11,7 +11,7 @@ import numpy as np
 
 from minivgg.backends import cuda, workspace
 from minivgg.backends.array import nchw, nhwc, xp_of
-from minivgg.ops.conv2d.spec import Algorithm, ConvSpec
+from minivgg.ops.conv2d.spec import EVERY_DTYPE, Algorithm, ConvSpec
 
 _FILE = "ops/conv2d/direct.cu"
 _SHARED = 96 << 10  # bytes of shared memory a block may have: what every GPU since 2020 gives
@@ -100,17 +100,17 @@ def _blocked_on_gpu(x, filters, y, view: tuple, bias=None, relu=False, mask=None
 
 def _correlate_on_gpu(name: str, grid: tuple[int, int], threads: tuple[int, ...], dy, x, spec: ConvSpec):
     """dw by the kernel `name`, which takes shares of the pixels to as many parts, and `sum_parts`."""
-    empty, pixels = xp_of(x).empty, spec.N * spec.OH * spec.OW
+    empty, pixels, exact = xp_of(x).empty, spec.N * spec.OH * spec.OW, cuda.accumulator(x.dtype)
     shape = spec.KH, spec.KW, spec.C, spec.O
-    most = workspace.limit() // (spec.O * spec.columns * x.dtype.itemsize)
+    most = workspace.limit() // (spec.O * spec.columns * exact.itemsize)
     splits = max(1, min(-(-_BLOCKS // (grid[0] * grid[1])), -(-pixels // _LEAST_SHARE), most))
     share = -(-pixels // splits)
     splits = -(-pixels // share)
-    parts = empty((splits, *shape), x.dtype)
+    parts = empty((splits, *shape), exact)
     launch = _kernel(name, x.dtype)
     launch((*grid, splits), threads, nhwc(dy), nhwc(x), parts, *_forward_view(spec), share)
     dw = parts[0]
-    if splits > 1:
+    if splits > 1 or exact != x.dtype:
         dw = empty(shape, x.dtype)
         _kernel("sum_parts", x.dtype).over(dw.size, parts, dw, splits)
     return nchw(xp_of(x).ascontiguousarray(dw.transpose(3, 0, 1, 2)))
@@ -170,12 +170,14 @@ COALESCED = Algorithm(
     "a thread an output, neighbours on neighbouring channels",
     *_passes(_coalesced_on_gpu, _coalesced_dw_on_gpu),
     lambda spec, device: _rung(device),
+    dtypes=EVERY_DTYPE,
 )
 TILED = Algorithm(
     "tiled",
     "a tile of the image and its halo in shared memory, a thread an output",
     *_passes(_tiled_on_gpu, _tiled_dw_on_gpu),
     lambda spec, device: _rung(device) or _why_not(_TILED, spec),
+    dtypes=EVERY_DTYPE,
 )
 BLOCKED = _passes(_blocked_on_gpu, _blocked_dw_on_gpu)
 

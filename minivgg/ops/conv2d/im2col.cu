@@ -3,7 +3,7 @@
 // Arrays lie in memory as (N, H, W, C); the columns of a chunk as (rows, OW, KH, KW, C), where `first` is the chunk's
 // first row among all N·OH rows of outputs. Both kernels move data and hardly compute: what counts is that a warp reads
 // and writes whole sectors of 32 bytes, which it does where C is a multiple of 8 (float32), and all but does elsewhere.
-// variants: T=float|double
+// variants: T=float|double|__half
 
 #define GEOMETRY                                                                                                   \
     int N, int C, int H, int W, int O, int KH, int KW, int OH, int OW, int stride_h, int stride_w, int padding_h, \
@@ -23,7 +23,7 @@ extern "C" __global__ void im2col(const T* x, T* columns, GEOMETRY, int first, l
 
 // Adds to each number of the images `first / OH`, … what the columns of this chunk have of it: a gather, looking for
 // the columns that overlap the pixel, always in the same order. A scatter would need atomics, whose order is chance.
-extern "C" __global__ void col2im(const T* columns, T* dx, GEOMETRY, int first, int rows, long long count) {
+extern "C" __global__ void col2im(const T* columns, Acc* dx, GEOMETRY, int first, int rows, long long count) {
     const long long i = global_thread();
     if (i >= count) return;
     const int c = i % C, v = i / C % W, h = i / (static_cast<long long>(C) * W) % H;
@@ -35,7 +35,7 @@ extern "C" __global__ void col2im(const T* columns, T* dx, GEOMETRY, int first, 
         for (int kw = 0; kw < KW; kw++) {
             const int right = v + padding_w - kw, ow = right / stride_w;
             if (right < 0 || right % stride_w != 0 || ow >= OW) continue;
-            sum += columns[(((static_cast<long long>(row) * OW + ow) * KH + kh) * KW + kw) * C + c];
+            sum += Acc(columns[(((static_cast<long long>(row) * OW + ow) * KH + kh) * KW + kw) * C + c]);
         }
     }
     dx[i + static_cast<long long>(first / OH) * H * W * C] += sum;

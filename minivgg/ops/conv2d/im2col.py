@@ -11,7 +11,8 @@ With channels-last memory everything is a row of contiguous runs:
 The matrix repeats every input pixel up to KH·KW times: 110 MiB an image for VGG-16's conv1_2. So it is never held
 whole. Output rows are taken in chunks that fit the workspace (64 MiB unless told; see `backends.workspace`), and the
 chunk's memory is reused. On a GPU (`im2col.cu`) chunks are made smaller still where memory is short, and the product is
-cuBLAS's. A 1×1 convolution with stride 1 gathers nothing: its columns *are* x.
+cuBLAS's. A 1×1 convolution with stride 1 gathers nothing: its columns *are* x. In float16, each chunk's product is
+rounded before it is added to dw or dx, in float32.
 
 Cost: 2·N·OH·OW·O·KH·KW·C FLOP a pass, and the column matrix once written and once read.
 Source: Chellapilla, Puri, Simard, High Performance Convolutional Neural Networks for Document Processing (2006), §4.1.
@@ -23,7 +24,7 @@ import warnings
 from minivgg.backends import cuda, workspace
 from minivgg.backends.array import nchw, nhwc, on_gpu, xp_of
 from minivgg.backends.jit import kernel, prange
-from minivgg.ops.conv2d.spec import Algorithm, ConvSpec
+from minivgg.ops.conv2d.spec import EVERY_DTYPE, Algorithm, ConvSpec
 from minivgg.ops.gemm import gemm
 
 
@@ -123,7 +124,7 @@ def _gather_on_gpu(x, columns, first: int, spec: ConvSpec) -> None:
 
 def _scatter_add_on_gpu(columns, dx, first: int, spec: ConvSpec) -> None:
     images = (first + len(columns) - 1) // spec.OH - first // spec.OH + 1
-    launch = cuda.kernel("ops/conv2d/im2col.cu", "col2im", T=dx.dtype)
+    launch = cuda.kernel("ops/conv2d/im2col.cu", "col2im", T=columns.dtype)
     launch.over(images * dx[0].size, columns, dx, *spec.sizes, first, len(columns))
 
 
@@ -156,10 +157,10 @@ def forward(x, w, spec: ConvSpec):
 
 def grad_weight(dy, x, spec: ConvSpec):
     dy = nhwc(dy).reshape(-1, spec.O)
-    dw = xp_of(dy).zeros((spec.O, spec.columns), dy.dtype)
+    dw = xp_of(dy).zeros((spec.O, spec.columns), cuda.accumulator(dy.dtype))
     for pixels, columns in _columns_of(x, spec):
         dw += gemm(dy[pixels].T, columns)
-    return nchw(dw.reshape(spec.O, spec.KH, spec.KW, spec.C))
+    return nchw(dw.astype(dy.dtype, copy=False).reshape(spec.O, spec.KH, spec.KW, spec.C))
 
 
 def grad_input(dy, w, spec: ConvSpec):
@@ -167,14 +168,21 @@ def grad_input(dy, w, spec: ConvSpec):
     filters = nhwc(w).reshape(spec.O, spec.columns)
     if spec.is_pointwise:
         return nchw(gemm(dy, filters).reshape(spec.N, spec.H, spec.W, spec.C))
-    dx = xp_of(dy).zeros((spec.N, spec.H, spec.W, spec.C), dy.dtype)
+    dx = xp_of(dy).zeros((spec.N, spec.H, spec.W, spec.C), cuda.accumulator(dy.dtype))
     for first, columns in _chunks(spec, dy):
         gemm(dy[_pixels(first, columns)], filters, out=columns.reshape(-1, spec.columns))
         if on_gpu(dx):
             _scatter_add_on_gpu(columns, dx, first, spec)
         else:
             _scatter_add(columns, dx, first, spec.stride, spec.padding)
-    return nchw(dx)
+    return nchw(dx.astype(dy.dtype, copy=False))
 
 
-ALGORITHM = Algorithm("im2col", "any geometry, one BLAS product in bounded memory", forward, grad_input, grad_weight)
+ALGORITHM = Algorithm(
+    "im2col",
+    "any geometry, one BLAS product in bounded memory",
+    forward,
+    grad_input,
+    grad_weight,
+    dtypes=EVERY_DTYPE,
+)

@@ -123,7 +123,7 @@ struct Products {
         for (int i = 0; i < TM; i++) {
 #pragma unroll
             for (int j = 0; j < TN; j += RUN) {
-                Acc run[RUN];
+                alignas(at_once(RUN * sizeof(Acc))) Acc run[RUN];
 #pragma unroll
                 for (int e = 0; e < RUN; e++) run[e] = sums[i][j + e];
                 take(row_of(i), j * ACROSS + right * RUN, run);
@@ -138,6 +138,6 @@ convolve(const T* x, const T* filters, T* y, const T* bias, const T* mask, int b
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
-grad_weight(const T* dy, const T* x, T* dw, GEOMETRY, long long part) {
-    grad_weight_tile(dy, x, dw, THE_GEOMETRY, part, Products());
+grad_weight(const T* dy, const T* x, Acc* parts, GEOMETRY, long long part) {
+    grad_weight_tile(dy, x, parts, THE_GEOMETRY, part, Products());
 }

@@ -24,7 +24,7 @@ from minivgg.backends.jit import kernel, njit, prange, threads
 from minivgg.backends.microkernel import COLUMNS, ROWS, product
 from minivgg.ops.conv2d.direct import finish, pack, two_passes, unpack_gradient, widened
 from minivgg.ops.conv2d.packing import epilogue
-from minivgg.ops.conv2d.spec import Algorithm, ConvSpec
+from minivgg.ops.conv2d.spec import EVERY_DTYPE, Algorithm, ConvSpec
 from minivgg.ops.conv2d.tiling import filters_on_gpu, forward_on_gpu, grad_input_on_gpu, grad_weight_on_gpu
 
 _PIXELS = 2 * ROWS  # of a panel
@@ -148,4 +148,5 @@ ALGORITHM = Algorithm(
     grad_weight,
     fuses=True,
     prepare=prepare,
+    dtypes=EVERY_DTYPE,
 )

@@ -13,7 +13,7 @@ import numpy as np
 from minivgg.backends import cuda
 from minivgg.backends.array import on_gpu, xp_of
 from minivgg.backends.jit import njit
-from minivgg.ops.conv2d.spec import Algorithm, ConvSpec
+from minivgg.ops.conv2d.spec import EVERY_DTYPE, Algorithm, ConvSpec
 
 
 @njit(cache=True)
@@ -99,5 +99,10 @@ def grad_weight(dy, x, spec: ConvSpec):
 
 
 ALGORITHM = Algorithm(
-    "naive", "seven loops: the definition, and the oracle of the tests", forward, grad_input, grad_weight
+    "naive",
+    "seven loops: the definition, and the oracle of the tests",
+    forward,
+    grad_input,
+    grad_weight,
+    dtypes=EVERY_DTYPE,
 )

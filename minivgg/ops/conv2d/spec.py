@@ -3,6 +3,8 @@
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+import numpy as np
+
 from minivgg.ops.windows import output_size, pair
 
 
@@ -85,6 +87,9 @@ def supports_everything(spec: ConvSpec, device: str) -> None:
     return
 
 
+EVERY_DTYPE = ("float16", "float32", "float64")
+
+
 @dataclass(frozen=True)
 class Algorithm:
     """One row of `ALGORITHMS`: three functions and a reason.
@@ -94,8 +99,9 @@ class Algorithm:
     grad_weight(dy, x, spec) -> dw      (N, O, OH, OW), (N, C, H, W) → (O, C, KH, KW)
     supports(spec, device) -> None | "why not", where device is "cpu" or "gpu"
 
-    Arrays come in one dtype, in any memory order, and are not written to. Bias, validation, dtype and cache are
-    handled above, in `conv2d_forward` and `conv2d_backward`. That is all that a rung needs. It may also say that it
+    Arrays come in one dtype, one of `dtypes`, in any memory order, and are not written to. Bias, validation, dtype and
+    cache are handled above, in `conv2d_forward` and `conv2d_backward`. That is all that a rung needs. It may also say
+    that it
 
     fuses       forward takes `bias` (O,) and `relu=True`, and gives relu(y + bias); grad_input takes `mask`, of dx's
                 shape, and gives 0 where mask ≤ 0: done while the results are in registers, they cost next to nothing
@@ -105,6 +111,7 @@ class Algorithm:
                 the conformance tests allow so much more rounding
     eps         how far a product of two float32 may be off, relative to itself, if not by float32's own 2⁻²³: the
                 conformance tests allow for that, too
+    dtypes      which it takes; float16, whose sums are then in float32, on a GPU alone
     """
 
     name: str
@@ -118,3 +125,13 @@ class Algorithm:
     prepare: Callable | None = None
     growth: float = 1.0
     eps: float = 2.0**-23
+    dtypes: tuple[str, ...] = ("float32", "float64")
+
+    def why_not(self, spec: ConvSpec, device: str, dtype) -> str | None:
+        """Why it cannot do a geometry on a device ("cpu" or "gpu") with arrays of a dtype; None if it can."""
+        dtype = np.dtype(dtype).name
+        if (dtype, device) == ("float16", "cpu"):
+            return "a CPU's arrays are float32 or float64, not float16"
+        if dtype not in self.dtypes:
+            return f"its arrays are {' or '.join(self.dtypes)}, not {dtype}"
+        return self.supports(spec, device)

@@ -63,10 +63,18 @@ __device__ __forceinline__ unsigned spread(unsigned row) {
     return row / (2 * apart) * (2 * apart) + row % 2 * apart + row / 2 % apart;
 }
 
+// VEC numbers from global to shared memory, or zeros: past the registers, but for a single float16, which is too short.
+__device__ __forceinline__ void copy(T* shared, const T* global, bool there) {
+    if constexpr (VEC * sizeof(T) < 4) *shared = there ? *global : T(0);
+    else cp_async<VEC * sizeof(T)>(shared, global, there);
+}
+
+constexpr int at_once(int bytes) { return bytes < 16 ? bytes : 16; }  // of a store
+
 // `count` neighbours among the results: in one store where they are aligned, and as many as there are if not.
-template <int count>
-__device__ __forceinline__ void store(T* to, const T (&values)[count], int room) {
-    struct alignas(count * sizeof(T)) Together { T of[count]; };
+template <int count, class Number>
+__device__ __forceinline__ void store(Number* to, const Number (&values)[count], int room) {
+    struct alignas(at_once(count * sizeof(Number))) Together { Number of[count]; };
     if (VEC >= count) {
         if (room > 0) *reinterpret_cast<Together*>(to) = *reinterpret_cast<const Together*>(values);
     } else {
@@ -106,12 +114,12 @@ __device__ __forceinline__ void convolve_tile(
             const int h = pixel.h + down, v = pixel.w + right;
             const bool inside = 0 <= h && h < H && 0 <= v && v < W && tap.kh < KH;
             const T* from = x + (pixel.image + (static_cast<long long>(h) * W + v) * C + tap.c);
-            cp_async<VEC * sizeof(T)>(&panels[stage][row][my_k], from, inside);
+            copy(&panels[stage][row][my_k], from, inside);
         }
 #pragma unroll
         for (int i = 0; i < BK; i += B_ROWS) {
             const int row = threadIdx.x / B_LANES + i, k = step * BK + row, o = first_o + my_o;
-            cp_async<VEC * sizeof(T)>(&filter_panels[stage][row][my_o], filters + (k * O + o), k < K && o < O);
+            copy(&filter_panels[stage][row][my_o], filters + (k * O + o), k < K && o < O);
         }
         tap.advance(BK, C, KW);
     };
@@ -141,7 +149,7 @@ __device__ __forceinline__ void convolve_tile(
         const long long p = first_p + row;
         const int o = first_o + column, room = p < static_cast<long long>(N) * PH * PW ? O - o : 0;
         const long long at = place_of(p, THE_WALK) + o;
-        alignas(count * sizeof(T)) T values[count];
+        alignas(at_once(count * sizeof(T))) T values[count];
 #pragma unroll
         for (int i = 0; i < count; i++) {
             const bool kept = i < room && (!masked || mask[at + i] > T(0));
@@ -157,11 +165,12 @@ __device__ __forceinline__ void convolve_tile(
 #define THE_GEOMETRY N, C, H, W, O, KH, KW, OH, OW, stride_h, stride_w, padding_h, padding_w
 
 // A tile of the gradient of the filters, (filters × pixels) · (pixels × K): here it is the pixels that are summed over,
-// and there are many of them for few results. So blockIdx.y cuts them into parts, each of which writes its own (O, K).
+// and there are many of them for few results. So blockIdx.y cuts them into parts, each of which writes its own (O, K),
+// not rounded yet.
 // Rows of both panels lie in memory as they are read; a thread copies the same tap of every pixel that it comes to.
 template <class Products>
 __device__ __forceinline__ void grad_weight_tile(
-    const T* dy, const T* x, T* dw, GEOMETRY, long long part, Products products) {
+    const T* dy, const T* x, Acc* parts, GEOMETRY, long long part, Products products) {
     extern __shared__ float4 memory[];
     auto panels = reinterpret_cast<T(*)[BK][Products::PITCH_OF_BM]>(memory);
     auto window_panels = reinterpret_cast<T(*)[BK][Products::PITCH_OF_BN]>(panels + STAGES);
@@ -198,7 +207,7 @@ __device__ __forceinline__ void grad_weight_tile(
         for (int i = 0; i < BK; i += A_ROWS) {
             const int row = threadIdx.x / A_LANES + i, p = step * BK + row;
             const bool inside = p < count && first_o + my_o < O;
-            cp_async<VEC * sizeof(T)>(&panels[stage][row][my_o], my_dy + static_cast<long long>(p) * O, inside);
+            copy(&panels[stage][row][my_o], my_dy + static_cast<long long>(p) * O, inside);
         }
 #pragma unroll
         for (int i = 0; i < BK; i += B_ROWS) {
@@ -207,7 +216,7 @@ __device__ __forceinline__ void grad_weight_tile(
             const int h = pixel.h + tap.kh, v = pixel.w + tap.kw;
             const bool inside = 0 <= h && h < H && 0 <= v && v < W && tap.kh < KH;
             const T* from = x + (pixel.image + (static_cast<long long>(h) * W + v) * C + tap.c);
-            cp_async<VEC * sizeof(T)>(&window_panels[stage][row][my_column], from, inside);
+            copy(&window_panels[stage][row][my_column], from, inside);
         }
         announce(step + 1);  // to be read behind the next barrier
     };
@@ -233,22 +242,18 @@ __device__ __forceinline__ void grad_weight_tile(
         products.multiply_windows(panels[step % STAGES], window_panels[step % STAGES]);
     }
 
-    T* const my_dw = dw + static_cast<long long>(blockIdx.y) * O * K;
+    Acc* const my_part = parts + static_cast<long long>(blockIdx.y) * O * K;
     products.each_filter([&](int row, int column, const Acc (&sums)[Products::NEIGHBOURS]) {
-        constexpr int count = Products::NEIGHBOURS;
         const int o = first_o + row, k = first_k + column;
-        alignas(count * sizeof(T)) T values[count];
-#pragma unroll
-        for (int i = 0; i < count; i++) values[i] = sums[i];
-        store(my_dw + (o * K + k), values, o < O ? K - k : 0);
+        store(my_part + (o * K + k), sums, o < O ? K - k : 0);
     });
 }
 
 // dw = Σ parts, in their order: the same bits each time.
-extern "C" __global__ void add_parts(const T* parts, T* dw, int number, long long count) {
+extern "C" __global__ void add_parts(const Acc* parts, T* dw, int number, long long count) {
     const long long i = global_thread();
     if (i >= count) return;
     Acc sum = 0;
-    for (int part = 0; part < number; part++) sum += Acc(parts[part * count + i]);
+    for (int part = 0; part < number; part++) sum += parts[part * count + i];
     dw[i] = sum;
 }

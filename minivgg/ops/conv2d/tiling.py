@@ -57,6 +57,11 @@ TILES = {
         Tile(32, 32, 4, 4, BLOCKS=8, speed=0.5),
     ),
     8: (Tile(64, 64, 4, 4, BLOCKS=2, speed=1.0), Tile(32, 32, 4, 4, BLOCKS=4, speed=0.8)),
+    2: (
+        Tile(128, 128, 8, 8, BLOCKS=2, speed=1.0, BK=32),
+        Tile(128, 64, 8, 8, BLOCKS=3, speed=0.95, BK=32),
+        Tile(64, 64, 8, 8, BLOCKS=6, speed=0.8, BK=32),
+    ),
 }  # by bytes of a number
 
 
@@ -112,8 +117,10 @@ RUNGS = ("tiled", "blocked", "pipelined")
 
 
 def variants() -> list[dict]:
-    """What implicit_gemm.cu is compiled with: as for any units, and for the rung `blocked`."""
-    return FMA.variants() + [choice | {"STAGES": 1} for choice in FMA.variants() if choice["VEC"] == 1]
+    """What implicit_gemm.cu is compiled with: as for any units, and for the rungs below `pipelined`, which are to be read
+    and measured, and do without float16."""
+    singles = (choice for choice in FMA.variants() if choice["VEC"] == 1 and choice["T"] != np.float16)
+    return FMA.variants() + [choice | {"STAGES": 1} for choice in singles]
 
 
 def multiprocessors(x) -> int:
@@ -207,21 +214,21 @@ def _convolve_on_gpu(
 
 
 def grad_weight_on_gpu(dy, x, spec: ConvSpec, units: Units = FMA, tile: Tile | None = None, parts: int | None = None):
-    """dw, in parts over the pixels that are added up in their order, the same bits each time."""
-    dy, x, xp = nhwc(dy), nhwc(x), xp_of(x)
+    """dw, in parts over the pixels that are added up in their order, the same bits each time, and only then rounded."""
+    dy, x, xp, exact = nhwc(dy), nhwc(x), xp_of(x), cuda.accumulator(x.dtype)
     pixels, K = spec.N * spec.OH * spec.OW, spec.columns
     if tile is None or parts is None:
-        most_parts = min(_MOST_PARTS, workspace.limit() // (spec.O * K * x.itemsize), -(-pixels // _FEWEST_PIXELS))
+        most_parts = min(_MOST_PARTS, workspace.limit() // (spec.O * K * exact.itemsize), -(-pixels // _FEWEST_PIXELS))
         tile, parts = choose(spec.O, K, pixels, units.tiles[x.itemsize], multiprocessors(x), max(1, most_parts))
     part = round_up(-(-pixels // parts), tile.BK)
     parts = -(-pixels // part)
     dw = xp.empty((spec.O, spec.KH, spec.KW, spec.C), x.dtype)
-    sums = dw if parts == 1 else xp.empty((parts, *dw.shape), x.dtype)
+    sums = dw if parts == 1 and dw.dtype == exact else xp.empty((parts, *dw.shape), exact)
     launch = units.kernel("grad_weight", x, tile, vector_of(spec.C, spec.O, x, dy))
     arguments = (dy, x, sums, *spec.sizes, np.int64(part), *units.largest_on_gpu(dy, x))
     shared = units.bytes_to_grad_weight(tile, x.itemsize)
     launch((tile.blocks(spec.O, K), parts), tile.threads, *arguments, shared_mem=shared)
-    if parts > 1:
+    if sums is not dw:
         units.kernel("add_parts", x, tile, 1).over(dw.size, sums, dw, parts)
     return nchw(dw)
 
