@@ -289,12 +289,13 @@ def test_float64_is_for_checking_gradients():
 def test_on_a_gpu_it_is_a_rule_that_nobody_has_measured():
     for geometry in GEOMETRIES.values():
         spec = ConvSpec.of(*geometry)
-        chosen = conv2d.plan(spec, device="gpu")
-        tried = conv2d.planning.ON_GPU[: conv2d.planning.ON_GPU.index(chosen.name)]
-        assert chosen.supports(spec, "gpu") is None
-        assert all(ALGORITHMS[name].supports(spec, "gpu") for name in tried)
-        told = conv2d.explain(spec, device="gpu")
-        assert told == f"{chosen.name}: {chosen.reason} (by a rule for GPUs; not measured yet)"
+        for dtype in (np.float16, np.float32):
+            chosen = conv2d.plan(spec, device="gpu", dtype=dtype)
+            tried = conv2d.planning.ON_GPU[: conv2d.planning.ON_GPU.index(chosen.name)]
+            assert chosen.why_not(spec, "gpu", dtype) is None
+            assert all(ALGORITHMS[name].why_not(spec, "gpu", dtype) for name in tried)
+            told = conv2d.explain(spec, device="gpu", dtype=dtype)
+            assert told == f"{chosen.name}: {chosen.reason} (by a rule for GPUs; not measured yet)"
     assert conv2d.plan(ConvSpec.of(*GEOMETRIES["VGG"]), device="gpu").name == "implicit_gemm"
     assert conv2d.plan(spec, device="gpu", dtype=np.float64).name == "im2col"
 

@@ -52,7 +52,7 @@ def test_conforms(rung):
 
 
 @pytest.mark.parametrize("rung", RUNGS)
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("dtype", ["float32", "float64", "float16"])
 def test_every_geometry_in_any_order(rung, dtype):
     for geometry in (*GEOMETRIES.values(), *SEVERAL_BLOCKS):
         spec, passes = drawn(*geometry, dtype=dtype)

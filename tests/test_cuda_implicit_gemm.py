@@ -13,7 +13,7 @@ from minivgg.testing.arrays import integers, workspace_of
 # More pixels and filters than the largest tile has, and more taps than a step; 16 bytes of channels, or an odd number.
 VECTORS, ODD = ConvSpec.of((1, 8, 12, 13), (136, 8, 3, 3), 1, 1), ConvSpec.of((1, 7, 12, 13), (131, 7, 3, 3), 1, 1)
 SMALL = ConvSpec.of((2, 4, 5, 4), (8, 4, 3, 3), 1, 1)
-ALL_TILES = [(np.float32, tile) for tile in tiling.TILES[4]] + [(np.float64, tile) for tile in tiling.TILES[8]]
+ALL_TILES = [(d, tile) for d in (np.float32, np.float64, np.float16) for tile in tiling.TILES[np.dtype(d).itemsize]]
 
 
 def arrays(spec, dtype=np.float32, device="sim"):
@@ -30,8 +30,9 @@ def same(found, expected):
 
 
 def by_naive(spec, dtype=np.float32):
-    x, w, dy = arrays(spec, dtype, "cpu")
-    return naive.forward(x, w, spec), naive.grad_input(dy, w, spec), naive.grad_weight(dy, x, spec)
+    x, w, dy = (a.astype(np.float64) for a in arrays(spec, dtype, "cpu"))
+    found = naive.forward(x, w, spec), naive.grad_input(dy, w, spec), naive.grad_weight(dy, x, spec)
+    return [a.astype(dtype) for a in found]
 
 
 def test_conformance():
@@ -60,10 +61,11 @@ def test_every_tile(dtype, tile):
     same(tiling.grad_weight_on_gpu(dy, x, VECTORS, tile=tile, parts=2), dw)
 
 
-def test_odd_channels_in_a_large_tile():
-    x, w, dy = arrays(ODD)
-    y, dx, dw = by_naive(ODD)
-    tile = tiling.TILES[4][0]
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+def test_odd_channels_in_a_large_tile(dtype):
+    x, w, dy = arrays(ODD, dtype)
+    y, dx, dw = by_naive(ODD, dtype)
+    tile = tiling.TILES[x.itemsize][0]
     same(tiling.forward_on_gpu(x, w, ODD, tile=tile), y)
     same(tiling.grad_input_on_gpu(dy, w, ODD, tile=tile), dx)
     same(tiling.grad_weight_on_gpu(dy, x, ODD, tile=tile, parts=3), dw)

@@ -1,7 +1,7 @@
 // Average pooling of (N, H, W, C) into (N, OH, OW, C), a thread for each output; and back, a thread for each input.
 //
 // Which rows a window covers, and which windows cover a row, is known to the host: arrays (2, …) of begin and end.
-// variants: T=float|double
+// variants: T=float|double|__half
 
 extern "C" __global__ void forward(
     const T* x, T* y, const int* rows, const int* cols, const T* area, int H, int W, int OH, int OW, int pixels,

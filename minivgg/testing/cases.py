@@ -192,6 +192,7 @@ _ROWS = (
         oracles.linear,
         affine_in=("x", "w", "b"),
         devices=EVERYWHERE,
+        halves=True,
     ),
     Op(
         "maxpool2d",
@@ -216,6 +217,7 @@ _ROWS = (
         oracles.maxpool2d,
         bits=True,
         devices=EVERYWHERE,
+        halves=True,
     ),
     Op(
         "avgpool2d",
@@ -232,6 +234,7 @@ _ROWS = (
         affine_in=("x",),
         bits=True,
         devices=EVERYWHERE,
+        halves=True,
     ),
     Op(
         "adaptive_avgpool2d",
@@ -245,6 +248,7 @@ _ROWS = (
         affine_in=("x",),
         bits=True,
         devices=EVERYWHERE,
+        halves=True,
     ),
     Op(
         "batchnorm",
@@ -284,6 +288,7 @@ _ROWS = (
         oracles.relu,
         bits=True,
         devices=EVERYWHERE,
+        halves=True,
     ),
     # NumPy has another exponential for strided memory, which may round differently: no bits
     Op(
@@ -312,6 +317,7 @@ _ROWS = (
         affine_in=("x",),
         bits=True,
         devices=EVERYWHERE,
+        halves=True,
         views=True,
     ),
     Op(

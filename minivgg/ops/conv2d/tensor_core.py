@@ -19,8 +19,6 @@ Recovering single precision accuracy from Tensor Cores while surpassing the FP32
 
 from functools import partial
 
-import numpy as np
-
 from minivgg.ops.conv2d.spec import Algorithm, ConvSpec
 from minivgg.ops.conv2d.tiling import (
     FMA,

@@ -117,8 +117,8 @@ RUNGS = ("tiled", "blocked", "pipelined")
 
 
 def variants() -> list[dict]:
-    """What implicit_gemm.cu is compiled with: as for any units, and for the rungs below `pipelined`, which are to be read
-    and measured, and do without float16."""
+    """What implicit_gemm.cu is compiled with: as for any units, and for the rungs below `pipelined`, which are there to
+    be read and measured, and do without float16."""
     singles = (choice for choice in FMA.variants() if choice["VEC"] == 1 and choice["T"] != np.float16)
     return FMA.variants() + [choice | {"STAGES": 1} for choice in singles]
 

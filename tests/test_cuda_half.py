@@ -1,0 +1,174 @@
+"""float16 on the simulated GPU: stored in 16 bits, added up in 32; who takes it, who refuses, what "auto" chooses."""
+
+import numpy as np
+import pytest
+
+from minivgg import cudasim
+from minivgg.backends.array import device_of, to, to_cpu
+from minivgg.ops.channels import add_per_channel, sum_per_channel
+from minivgg.ops.conv2d import (
+    ALGORITHMS,
+    ConvSpec,
+    algorithms_on,
+    conv2d_backward,
+    conv2d_forward,
+    explain,
+    im2col,
+    naive,
+    plan,
+)
+from minivgg.ops.linear import linear_backward, linear_forward
+from minivgg.ops.maxpool import maxpool2d_backward, maxpool2d_forward
+from minivgg.testing.arrays import integers, signed, workspace_of
+
+TAKE_IT = ["naive", "im2col", "coalesced", "tiled", "direct", "implicit_gemm", "fp16"]
+PASSES = "forward", "grad_input", "grad_weight"
+VGG = ConvSpec.of((1, 3, 5, 6), (4, 3, 3, 3), 1, 1)
+
+
+def drawn(spec, draw=signed):
+    """Pass → its arguments, float16."""
+    rng = np.random.default_rng(0)
+    x, w, dy = (to(draw(rng, shape, np.float16), "sim") for shape in (spec.x_shape, spec.w_shape, spec.y_shape))
+    return {"forward": (x, w), "grad_input": (dy, w), "grad_weight": (dy, x)}
+
+
+def in_float64(name, arguments, spec):
+    return getattr(naive, name)(*(to_cpu(a).astype(np.float64) for a in arguments), spec)
+
+
+@pytest.mark.parametrize("algorithm", [name for name in TAKE_IT if name != "im2col"])
+def test_sums_are_kept_in_float32_and_rounded_once(algorithm):
+    """Rounding to float16 is off by 2⁻¹¹ of the result itself, however large the terms were; each of the additions
+    before by 2⁻²⁴ of what is there, taken twice. And a gradient of filters has several parts to add."""
+    spec = ConvSpec.of((2, 8, 20, 18), (8, 8, 3, 3), 1, 1)
+    terms = spec.columns, spec.O * spec.KH * spec.KW, spec.N * spec.OH * spec.OW
+    for (name, arguments), count in zip(drawn(spec).items(), terms, strict=True):
+        found = to_cpu(getattr(ALGORITHMS[algorithm], name)(*arguments, spec))
+        exact, size = in_float64(name, arguments, spec), in_float64(name, map(abs, arguments), spec)
+        assert found.dtype == np.float16
+        assert (abs(found - exact) <= 2.0**-11 * abs(exact) + count * 2.0**-23 * size).all()
+
+
+def test_chunks_of_im2col_are_added_up_in_float32():
+    """2048, and 16 times 1, each from another chunk: float16 has no 2049, and would stay where it is."""
+    spec = ConvSpec.of((1, 1, 33, 1), (1, 1, 1, 1), (2, 1))
+    dy, x = (np.ones(shape, np.float16) for shape in (spec.y_shape, spec.x_shape))
+    dy[0, 0, 0], x[0, 0, 0] = 64, 32
+    with workspace_of(0.001):
+        dw = im2col.grad_weight(to(dy, "sim"), to(x, "sim"), spec)
+        assert to_cpu(dw).item() == 2048 + 16
+        # two rows of gradients add to the middle one of three, one chunk after the other
+        spec = ConvSpec.of((1, 1, 3, 1), (1, 1, 2, 1))
+        dy, w = np.array([2048.0, 1.0], np.float16).reshape(spec.y_shape), np.ones(spec.w_shape, np.float16)
+        w[0, 0, 0] = 1.5
+        dx = im2col.grad_input(to(dy, "sim"), to(w, "sim"), spec)
+        np.testing.assert_array_equal(to_cpu(dx).ravel(), [3072, 2048 + 2, 1])  # 2049.5, rounded once
+
+
+def test_who_takes_it():
+    assert algorithms_on("sim", np.float16) == algorithms_on("gpu", np.float16) == TAKE_IT
+    assert algorithms_on("cpu", np.float16) == []
+    assert "fp16" not in algorithms_on("gpu") + algorithms_on("gpu", np.float64)
+    for name, row in ALGORITHMS.items():
+        assert (row.why_not(VGG, "gpu", np.float16) is None) == (name in TAKE_IT)
+
+
+@pytest.mark.parametrize("algorithm", [name for name in ALGORITHMS if name not in TAKE_IT])
+def test_who_does_not_says_so(algorithm):
+    x, w = drawn(VGG)["forward"]
+    with pytest.raises(ValueError, match=f'"{algorithm}" cannot do .*: its arrays are float32 or float64, not float16'):
+        conv2d_forward(x, w, padding=1, algorithm=algorithm)
+
+
+@pytest.mark.parametrize("algorithm", ["auto", *ALGORITHMS])
+def test_a_cpu_refuses_it(algorithm):
+    x, w = (to_cpu(a) for a in drawn(VGG)["forward"])
+    named = "im2col" if algorithm == "auto" else algorithm
+    with pytest.raises(ValueError, match=f'"{named}" cannot do .*: a CPU.s arrays are float32 or float64, not float16'):
+        conv2d_forward(x, w, padding=1, algorithm=algorithm)
+
+
+@pytest.mark.parametrize("device", ["cpu", "sim"])
+def test_tensor_cores_for_float16_take_nothing_else(device):
+    for dtype in (np.float32, np.float64):
+        x, w = (to(to_cpu(a).astype(dtype), device) for a in drawn(VGG)["forward"])
+        with pytest.raises(ValueError, match=f'"fp16" cannot do .*: its arrays are float16, not {np.dtype(dtype)}'):
+            conv2d_forward(x, w, padding=1, algorithm="fp16")
+
+
+def test_auto_takes_tensor_cores():
+    for direction in PASSES:
+        assert plan(VGG, direction, device="gpu", dtype=np.float16).name == "fp16"
+        assert plan(VGG, direction, device="gpu").name != "fp16"
+    assert explain(VGG, device="gpu", dtype=np.float16).startswith("fp16: tensor cores, for float16")
+    passes = drawn(VGG)
+    y, cache = conv2d_forward(*passes["forward"], padding=1)
+    dx, dw, _ = conv2d_backward(passes["grad_input"][0], cache)
+    for found, (name, arguments) in zip((y, dx, dw), passes.items(), strict=True):
+        np.testing.assert_array_equal(found, getattr(ALGORITHMS["fp16"], name)(*arguments, VGG))
+
+
+@pytest.mark.parametrize("algorithm", TAKE_IT)
+def test_bias_relu_pool_and_mask(algorithm):
+    """What `conv2d_forward` and `conv2d_backward` do besides: integers, so that nothing is rounded."""
+    passes = drawn(VGG, integers)
+    (x, w), (dy, _) = passes["forward"], passes["grad_input"]
+    b = to(integers(np.random.default_rng(1), VGG.O, np.float16), "sim")
+    sums = in_float64("forward", (x, w), VGG) + to_cpu(b)[:, None, None].astype(np.float64)
+    y, cache = conv2d_forward(x, w, b, padding=1, algorithm=algorithm, relu=True)
+    np.testing.assert_array_equal(y, np.maximum(sums, 0))
+    pooled, _ = conv2d_forward(x, w, b, padding=1, algorithm=algorithm, relu=True, pool=True)
+    np.testing.assert_array_equal(pooled, np.maximum(sums, 0)[:, :, :4].reshape(1, 4, 2, 2, 3, 2).max(axis=(3, 5)))
+    dx, dw, db = conv2d_backward(dy, cache, after_relu=True)
+    np.testing.assert_array_equal(dx, np.where(x > 0, in_float64("grad_input", (dy, w), VGG), 0))
+    np.testing.assert_array_equal(dw, in_float64("grad_weight", (dy, x), VGG))
+    np.testing.assert_array_equal(db, to_cpu(dy).sum(axis=(0, 2, 3), dtype=np.float64))
+    assert {a.dtype for a in (y, pooled, dx, dw, db)} == {np.dtype(np.float16)}
+    assert {device_of(a) for a in (y, pooled, dx, dw, db)} == {"sim"}
+
+
+def test_a_bias_of_many_pixels():
+    """Its gradient is a sum of thousands, in float64; it is rounded to float16 once."""
+    dy = signed(np.random.default_rng(0), (2, 3, 40, 50), np.float16) + np.float16(0.5)
+    db = to_cpu(sum_per_channel(to(dy, "sim")))
+    np.testing.assert_array_equal(db, dy.sum(axis=(0, 2, 3), dtype=np.float64).astype(np.float16))
+
+
+def _pooling(x):
+    y, cache = maxpool2d_forward(x, 3, 2, 1, relu=True)
+    return y, maxpool2d_backward(y, cache)
+
+
+def _linear(x):
+    rows = x.reshape(len(x), -1)
+    y, cache = linear_forward(rows, rows[:1], rows[0, :1])
+    return y, *linear_backward(y, cache)
+
+
+def _convolved(algorithm):
+    def run(x):
+        y, cache = conv2d_forward(x, x[..., :3, :3], x[0, 0, 0, :2], padding=1, algorithm=algorithm)
+        return y, *conv2d_backward(y, cache)
+
+    return run
+
+
+WATCHED = {name: _convolved(name) for name in TAKE_IT} | {
+    "maxpool": _pooling,
+    "linear": _linear,
+    "channels": lambda x: (sum_per_channel(x), add_per_channel(x.copy(), x.reshape(-1)[:8])),
+}
+
+
+@pytest.mark.parametrize("name", WATCHED)
+def test_no_races_and_nothing_out_of_bounds(name):
+    """8 channels of float16 are 16 bytes: a copy each."""
+    x = to(signed(np.random.default_rng(0), (2, 8, 4, 5), np.float16), "sim")
+    with cudasim.checking(orders=("forward", "reverse", 1, 2)):
+        expected = WATCHED[name](x)
+    with cudasim.checking(racecheck=True, memcheck=True) as launches:
+        found = WATCHED[name](x)
+    assert launches
+    for f, e in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(to_cpu(f), to_cpu(e))
