@@ -14,7 +14,6 @@ from PIL import Image
 from minivgg.backends import cuda, nvrtc
 from minivgg.backends.array import to
 from minivgg.bench import conv_gpu, cudnn, gpu, pictures, pytorch, vgg, vgg_gpu
-from minivgg.bench.race import Failed
 from minivgg.bench.tables import tables
 from minivgg.cli.main import main
 from minivgg.errors import BadInput
@@ -45,25 +44,6 @@ def library(fake, monkeypatch):
     cudnn._handle.cache_clear()
     yield found
     cudnn._handle.cache_clear()
-
-
-class Here:
-    """A contestant's worker in this very process."""
-
-    def __init__(self, name="", log=None):
-        self.contestant, self.closed = gpu.Contestant(), 0
-
-    def ask(self, method, *arguments):
-        try:
-            return getattr(self.contestant, method)(*arguments)
-        except Exception as error:
-            raise Failed(f"{type(error).__name__}: {error}") from error
-
-    def close(self):
-        self.closed += 1
-
-    __enter__ = lambda self: self  # noqa: E731
-    __exit__ = lambda self, *exception: None  # noqa: E731
 
 
 # ---- Operands and references
@@ -259,7 +239,7 @@ def test_limits_count_flop_and_bytes(fake, monkeypatch):
 
 @pytest.fixture
 def raced(library, monkeypatch):
-    monkeypatch.setattr(gpu, "worker_for", Here)
+    monkeypatch.setattr(gpu, "worker_for", fake_gpu.Here)
     monkeypatch.setattr(gpu, "measure_limits", lambda: LIMITS)
     monkeypatch.setattr(pytorch, "installed", lambda: False)
     tiny = {"conv1_1": ConvSpec(1, 3, 6, 6, 4, 3, 3, (1, 1), (1, 1)), "conv1_2": SPREAD, "conv1_3": SPREAD}
@@ -294,6 +274,21 @@ def test_the_baseline_is_cudnn_alone(raced):
     assert raced(batches=(1,), precisions=("fp32",), baseline=True)["contestants"] == ["cuDNN NCHW", "cuDNN NHWC"]
 
 
+def test_float16_is_raced_by_those_who_take_it(raced, monkeypatch):
+    """Operands that are 11 bits long, and a result that is rounded to as many: off by 2⁻¹¹/√3 = 3e-4 or less."""
+    monkeypatch.setattr(conv_gpu, "chosen_layers", lambda batch, size, only: {"conv1_1": SPEC})
+    algorithms = ("auto", "fp16", "implicit_gemm", "winograd", "tf32")
+    for row in raced(batches=(1,), precisions=("fp16",), algorithms=algorithms)["rows"]:
+        results = row["results"]
+        assert results["minivgg auto"]["chosen"] == "fp16"
+        assert all(1e-5 < results[f"minivgg {name}"]["error"] < 3e-4 for name in ("auto", "fp16", "implicit_gemm"))
+        for name in ("winograd", "tf32"):
+            why = "its arrays are float32 or float64, not float16"
+            assert results[f"minivgg {name}"] == {"unsupported": why}
+    (row, *_) = raced(batches=(1,), precisions=("fp32",), algorithms=("fp16",))["rows"]
+    assert row["results"]["minivgg fp16"] == {"unsupported": "its arrays are float16, not float32"}
+
+
 def test_who_is_not_strict_is_not_in_the_strict_race(raced, monkeypatch):
     """float32 rounded to TF32's ten bits on the way: an error of 3e-4 or so."""
 
@@ -314,7 +309,7 @@ def test_who_is_not_strict_is_not_in_the_strict_race(raced, monkeypatch):
 
 def test_who_fails_gets_a_fresh_process(raced, monkeypatch):
     workers = {}
-    monkeypatch.setattr(gpu, "worker_for", lambda name: workers.setdefault(name, Here()))
+    monkeypatch.setattr(gpu, "worker_for", lambda name: workers.setdefault(name, fake_gpu.Here()))
     row = ALGORITHMS["naive"]
 
     def illegal(x, w, spec):
