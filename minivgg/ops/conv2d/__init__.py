@@ -50,7 +50,7 @@ ALGORITHMS: dict[str, Algorithm] = {
 
 
 def algorithms_on(device: str, dtype=np.float32) -> list[str]:
-    """The keys of `ALGORITHMS` that do VGG's convolutions on a device: those that a table of it should list."""
+    """The keys of `ALGORITHMS` that do VGG's convolutions on a device, in a dtype: those that a table should list."""
     vgg = ConvSpec.of((1, 3, 32, 32), (64, 3, 3, 3), padding=1)
     return [name for name, row in ALGORITHMS.items() if row.why_not(vgg, kind_of(device), dtype) is None]
 
@@ -134,9 +134,9 @@ def conv2d_forward(x, w, b=None, *, stride=1, padding=0, algorithm="auto", relu=
     """Convolve images with filters (a cross-correlation, zero-padded).
 
     x (N, C, H, W), w (O, C, KH, KW), b (O,) or None → y (N, O, OH, OW) and the cache for `conv2d_backward`, with
-    OH = (H + 2·padding − KH) // stride + 1. One dtype throughout: float32 or float64, or on a GPU float16, whose sums
-    are kept in float32 and rounded once. `stride` and `padding` are integers or (height, width) pairs; `algorithm` is a
-    key of `ALGORITHMS`, or "auto" (see `plan`).
+    OH = (H + 2·padding − KH) // stride + 1. One dtype throughout: float32 or float64, or on a GPU float16, which is
+    added up in float32. `stride` and `padding` are integers or (height, width) pairs; `algorithm` is a key of
+    `ALGORITHMS`, or "auto" (see `plan`).
 
     With `relu`, y = max(y, 0): done while the results are in registers, where the algorithm can. Its gradient is up to
     the caller. With `pool`, y (N, O, OH // 2, OW // 2) is the largest of each 2×2 of these, as by a max-pool, and the

@@ -100,17 +100,17 @@ def _blocked_on_gpu(x, filters, y, view: tuple, bias=None, relu=False, mask=None
 
 def _correlate_on_gpu(name: str, grid: tuple[int, int], threads: tuple[int, ...], dy, x, spec: ConvSpec):
     """dw by the kernel `name`, which takes shares of the pixels to as many parts, and `sum_parts`."""
-    empty, pixels, exact = xp_of(x).empty, spec.N * spec.OH * spec.OW, cuda.accumulator(x.dtype)
+    empty, pixels, wide = xp_of(x).empty, spec.N * spec.OH * spec.OW, cuda.accumulator(x.dtype)
     shape = spec.KH, spec.KW, spec.C, spec.O
-    most = workspace.limit() // (spec.O * spec.columns * exact.itemsize)
+    most = workspace.limit() // (spec.O * spec.columns * wide.itemsize)
     splits = max(1, min(-(-_BLOCKS // (grid[0] * grid[1])), -(-pixels // _LEAST_SHARE), most))
     share = -(-pixels // splits)
     splits = -(-pixels // share)
-    parts = empty((splits, *shape), exact)
+    parts = empty((splits, *shape), wide)
     launch = _kernel(name, x.dtype)
     launch((*grid, splits), threads, nhwc(dy), nhwc(x), parts, *_forward_view(spec), share)
     dw = parts[0]
-    if splits > 1 or exact != x.dtype:
+    if splits > 1 or wide != x.dtype:
         dw = empty(shape, x.dtype)
         _kernel("sum_parts", x.dtype).over(dw.size, parts, dw, splits)
     return nchw(xp_of(x).ascontiguousarray(dw.transpose(3, 0, 1, 2)))

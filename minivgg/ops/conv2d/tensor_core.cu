@@ -4,9 +4,9 @@
 // Sums are kept in float32 all the same. HALVES, the number of products of float16 for one, chooses between
 //
 //   0   a · b in TF32: one product, each factor off by up to 2⁻¹¹ of itself.
-//   1   arrays are float16: products are exact, and so are sums as far as float32 is. `ldmatrix` takes factors out of
-//       shared memory, four registers of them at once, turned if need be, where single numbers would take as many reads
-//       as there are products.
+//   1   one product, of arrays that are float16: it is exact in float32. `ldmatrix` takes factors out of shared memory,
+//       turned where need be: 8 of these for the 16 products of a warp's 64 × 32 results, in place of 32 reads of a
+//       register or, turned, of half a register.
 //   3   three products of float16. A factor is a = high + low/2¹¹, two numbers of 11 bits; then a · b =
 //       high·high′ + (high·low′ + low·high′)/2¹¹, up to low·low′/2²², which is left out. Each factor is off by 2⁻²²,
 //       and what is left out is 2⁻²² of the product at most: 3·2⁻²² in all, three quarters of a millionth, and far less

@@ -215,15 +215,15 @@ def _convolve_on_gpu(
 
 def grad_weight_on_gpu(dy, x, spec: ConvSpec, units: Units = FMA, tile: Tile | None = None, parts: int | None = None):
     """dw, in parts over the pixels that are added up in their order, the same bits each time, and only then rounded."""
-    dy, x, xp, exact = nhwc(dy), nhwc(x), xp_of(x), cuda.accumulator(x.dtype)
+    dy, x, xp, wide = nhwc(dy), nhwc(x), xp_of(x), cuda.accumulator(x.dtype)
     pixels, K = spec.N * spec.OH * spec.OW, spec.columns
     if tile is None or parts is None:
-        most_parts = min(_MOST_PARTS, workspace.limit() // (spec.O * K * exact.itemsize), -(-pixels // _FEWEST_PIXELS))
+        most_parts = min(_MOST_PARTS, workspace.limit() // (spec.O * K * wide.itemsize), -(-pixels // _FEWEST_PIXELS))
         tile, parts = choose(spec.O, K, pixels, units.tiles[x.itemsize], multiprocessors(x), max(1, most_parts))
     part = round_up(-(-pixels // parts), tile.BK)
     parts = -(-pixels // part)
     dw = xp.empty((spec.O, spec.KH, spec.KW, spec.C), x.dtype)
-    sums = dw if parts == 1 and dw.dtype == exact else xp.empty((parts, *dw.shape), exact)
+    sums = dw if parts == 1 and dw.dtype == wide else xp.empty((parts, *dw.shape), wide)
     launch = units.kernel("grad_weight", x, tile, vector_of(spec.C, spec.O, x, dy))
     arguments = (dy, x, sums, *spec.sizes, np.int64(part), *units.largest_on_gpu(dy, x))
     shared = units.bytes_to_grad_weight(tile, x.itemsize)
