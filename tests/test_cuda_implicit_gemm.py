@@ -112,12 +112,13 @@ def test_memory_that_begins_off_16_bytes():
     same(implicit_gemm.forward(moved, w, SMALL), by_naive(SMALL)[0])
 
 
-def test_no_bank_conflicts():
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+def test_no_bank_conflicts(dtype):
     """Of 16 bytes a lane, which is all that the inner loops read and all that is copied, no request takes more passes
     through shared memory than its bytes need; and no gathering touches a sector that it does not use."""
     spec = ConvSpec.of((1, 32, 12, 11), (128, 32, 3, 3), 1, 1)
-    x, w, dy = arrays(spec)
-    tile = tiling.TILES[4][0]
+    x, w, dy = arrays(spec, dtype)
+    tile = tiling.TILES[x.itemsize][0]
     with cudasim.checking(traffic=True, orders=("forward",)) as launches:
         tiling.forward_on_gpu(x, w, spec, tile=tile)
         tiling.grad_weight_on_gpu(dy, x, spec, tile=tile, parts=1)
