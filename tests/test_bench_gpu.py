@@ -283,10 +283,10 @@ def test_float16_is_raced_by_those_who_take_it(raced, monkeypatch):
         assert results["minivgg auto"]["chosen"] == "fp16"
         assert all(1e-5 < results[f"minivgg {name}"]["error"] < 3e-4 for name in ("auto", "fp16", "implicit_gemm"))
         for name in ("winograd", "tf32"):
-            why = "its arrays are float32 or float64, not float16"
+            why = "on a GPU its arrays are float32 or float64, not float16"
             assert results[f"minivgg {name}"] == {"unsupported": why}
     (row, *_) = raced(batches=(1,), precisions=("fp32",), algorithms=("fp16",))["rows"]
-    assert row["results"]["minivgg fp16"] == {"unsupported": "its arrays are float16, not float32"}
+    assert row["results"]["minivgg fp16"] == {"unsupported": "on a GPU its arrays are float16, not float32"}
 
 
 def test_who_is_not_strict_is_not_in_the_strict_race(raced, monkeypatch):

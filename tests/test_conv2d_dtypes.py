@@ -1,5 +1,7 @@
 """Which algorithm takes which dtype on which device, what the others say, and what "auto" chooses. No kernel runs."""
 
+import re
+
 import numpy as np
 import pytest
 
@@ -10,8 +12,12 @@ TAKE_HALVES = ["naive", "im2col", "coalesced", "tiled", "direct", "implicit_gemm
 VGG = ConvSpec.of((1, 3, 5, 6), (4, 3, 3, 3), 1, 1)
 
 
-def images_and_filters(dtype, device):
-    return (to(np.ones(shape, dtype), device) for shape in (VGG.x_shape, VGG.w_shape))
+def refuses(device, dtype, algorithm, why):
+    """`conv2d_forward` does, and names the algorithm: im2col, where "auto" finds no other."""
+    x, w = (to(np.ones(shape, dtype), device) for shape in (VGG.x_shape, VGG.w_shape))
+    named = "im2col" if algorithm == "auto" else algorithm
+    with pytest.raises(ValueError, match=re.escape(f'conv2d: algorithm "{named}" cannot do {VGG}: {why}')):
+        conv2d_forward(x, w, padding=1, algorithm=algorithm)
 
 
 def test_who_takes_float16():
@@ -24,25 +30,24 @@ def test_who_takes_float16():
 
 @pytest.mark.parametrize("algorithm", [name for name in ALGORITHMS if name not in TAKE_HALVES])
 def test_who_does_not_take_it_says_so(algorithm):
-    x, w = images_and_filters(np.float16, "sim")
-    with pytest.raises(ValueError, match=f'"{algorithm}" cannot do .*: its arrays are float32 or float64, not float16'):
-        conv2d_forward(x, w, padding=1, algorithm=algorithm)
+    refuses("sim", np.float16, algorithm, "on a GPU its arrays are float32 or float64, not float16")
 
 
-@pytest.mark.parametrize("algorithm", ["auto", *ALGORITHMS])
+@pytest.mark.parametrize("algorithm", ["auto", *algorithms_on("cpu")])
 def test_a_cpu_refuses_it(algorithm):
-    x, w = images_and_filters(np.float16, "cpu")
-    named = "im2col" if algorithm == "auto" else algorithm
-    with pytest.raises(ValueError, match=f'"{named}" cannot do .*: a CPU.s arrays are float32 or float64, not float16'):
-        conv2d_forward(x, w, padding=1, algorithm=algorithm)
+    refuses("cpu", np.float16, algorithm, "on a CPU its arrays are float32 or float64, not float16")
 
 
-@pytest.mark.parametrize("device", ["cpu", "sim"])
-def test_tensor_cores_for_float16_take_nothing_else(device):
+def test_tensor_cores_for_float16_take_nothing_else():
     for dtype in (np.float32, np.float64):
-        x, w = images_and_filters(dtype, device)
-        with pytest.raises(ValueError, match=f'"fp16" cannot do .*: its arrays are float16, not {np.dtype(dtype)}'):
-            conv2d_forward(x, w, padding=1, algorithm="fp16")
+        refuses("sim", dtype, "fp16", f"on a GPU its arrays are float16, not {np.dtype(dtype)}")
+    for dtype in (np.float16, np.float32):
+        refuses("cpu", dtype, "fp16", "it runs on a GPU's tensor cores, which a CPU does not have")
+
+
+def test_integers_are_refused():
+    refuses("sim", np.int64, "naive", "on a GPU its arrays are float16 or float32 or float64, not int64")
+    refuses("cpu", np.int64, "auto", "on a CPU its arrays are float32 or float64, not int64")
 
 
 @pytest.mark.parametrize("direction", ["forward", "grad_input", "grad_weight"])

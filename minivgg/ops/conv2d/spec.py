@@ -129,9 +129,6 @@ class Algorithm:
 
     def why_not(self, spec: ConvSpec, device: str, dtype) -> str | None:
         """Why it cannot do a geometry on a device ("cpu" or "gpu") with arrays of a dtype; None if it can."""
-        dtype = np.dtype(dtype).name
-        if (dtype, device) == ("float16", "cpu"):
-            return "a CPU's arrays are float32 or float64, not float16"
-        if dtype not in self.dtypes:
-            return f"its arrays are {' or '.join(self.dtypes)}, not {dtype}"
-        return self.supports(spec, device)
+        dtype, takes = np.dtype(dtype).name, [name for name in self.dtypes if (name, device) != ("float16", "cpu")]
+        wrong = f"on a {device.upper()} its arrays are {' or '.join(takes)}, not {dtype}"
+        return self.supports(spec, device) or (None if dtype in takes else wrong)
