@@ -4,49 +4,14 @@ import sys
 
 import numpy as np
 import pytest
+from tiny_training import halves, trainer
 
 from minivgg import cudasim
 from minivgg.backends.array import SimulatedArray, device_of
 from minivgg.cli.main import main
-from minivgg.layers import BatchNorm2d, Conv2d, Dropout, Flatten, Linear, MaxPool2d, ReLU, Sequential
-from minivgg.models import initialise
 from minivgg.training import loop
-from minivgg.training.datasets import Dataset
-from minivgg.training.loader import Loader
-from minivgg.training.loop import Diverged, Trainer
+from minivgg.training.loop import Diverged
 from minivgg.training.optim import SGD, Adam
-from minivgg.training.preprocessing import fit
-from minivgg.training.schedules import schedule
-
-
-def halves(count, seed):
-    """Images of 6×6 that are brighter above (class 0) or below (class 1)."""
-    rng = np.random.default_rng(seed)
-    labels = rng.integers(0, 2, count)
-    images = rng.integers(0, 120, (count, 6, 6)) + 100 * (np.arange(6)[:, None] // 3 == labels[:, None, None])
-    return Dataset(f"halves/{seed}", images.astype(np.uint8)[..., None], labels, ("above", "below"), 1)
-
-
-def trainer(device, *, optimizer=SGD, epochs=2, lr=0.1, batches=3, dropout=0.3, **changes):
-    # no bias before batch norm: its gradient is zero but for rounding, which Adam would make as large as any other
-    convolution = Conv2d(1, 4, 3, padding=1, bias=False, algorithm="naive")
-    layers = [convolution, BatchNorm2d(4), ReLU(), MaxPool2d(2), Flatten()]
-    model = Sequential(*layers, Dropout(dropout, seed=3), Linear(36, 2))
-    initialise(model, "he", seed=1)
-    model.to(device)
-    train = halves(8 * batches, 0)
-    preprocessing = fit(train, 6)
-    settings = {
-        "model": model,
-        "train": Loader(train, preprocessing, 8, shuffle=True, seed=4),
-        "test": Loader(halves(8, 1), preprocessing, 8),
-        "optimizer": optimizer(model.named_params(), weight_decay=1e-3),
-        "schedule": schedule("cosine", epochs, warmup=0),
-        "lr": lr,
-        "epochs": epochs,
-        "device": device,
-    }
-    return Trainer(**settings | changes)
 
 
 @pytest.mark.parametrize("optimizer", [SGD, Adam])
@@ -141,3 +106,35 @@ def test_a_device_that_is_not_there_is_one_line(monkeypatch, capsys):
     ):
         assert main(command) == 2
         assert capsys.readouterr().err.startswith(f"minivgg: device {command[-1]}: ")
+
+
+# ---- Whether a step can be recorded as CUDA graphs: on the simulator, for what they are made of is the same there ----
+
+
+@pytest.mark.parametrize("optimizer", [SGD, Adam])
+def test_two_steps_launch_the_same_and_ask_for_no_number(monkeypatch, optimizer):
+    """A graph repeats launches to the last argument, and knows nothing of a host that would decide on the way."""
+    launches = []
+
+    def noted(kernel, grid, block, arguments, launch=cudasim.RawKernel.__call__, **options):
+        numbers = [a for a in arguments if not isinstance(a, np.ndarray)]
+        launches.append((kernel.name, grid, block, numbers, options))
+        launch(kernel, grid, block, arguments, **options)
+
+    def refuse(*_):
+        raise AssertionError("the host waits for the device")
+
+    one = trainer("sim", optimizer=optimizer, clip_norm=0.1, batches=4)  # of a cosine: another rate each step
+    batches = list(one.train.epoch(0))
+    one._count(*batches[0])  # which looks at its loss
+    monkeypatch.setattr(cudasim.RawKernel, "__call__", noted)
+    for name in ("__float__", "__int__", "__bool__", "__index__", "item", "tolist"):
+        monkeypatch.setattr(SimulatedArray, name, refuse, raising=False)
+    steps = []
+    with cudasim.checking(orders=("forward",)):  # comparing orders means to look at the results
+        for x, labels in batches[1:3]:
+            launches.clear()
+            one._count(x, labels)
+            steps.append(list(launches))
+    assert steps[0] == steps[1]
+    assert {"apply", "clip", optimizer.__name__.lower()} <= {name for name, *_ in steps[0]}
