@@ -4,6 +4,7 @@ graphs and pools (fake_cupy.py), which is no proof of CUDA's own opinion, and on
 import copy
 import itertools
 import sys
+import types
 import warnings
 
 import fake_cupy
@@ -15,6 +16,7 @@ from minivgg import models
 from minivgg.backends import array, cuda
 from minivgg.backends.array import device_of, to, to_cpu, why_not
 from minivgg.backends.graph import DeviceScalar, Recording, between, recording
+from minivgg.bench import vgg_gpu
 from minivgg.cli.main import main
 from minivgg.errors import BadInput
 from minivgg.layers import Layer, Sequential
@@ -245,6 +247,18 @@ def test_arrays_of_calls_in_between_are_not_held(cupy):
     np.testing.assert_array_equal(to_cpu(recorded.result), np.full(100, 10))
 
 
+def test_what_is_worked_on_lives_with_the_recording(cupy):
+    def record():
+        x = to(np.full(5, 3.0), "gpu")
+        return Recording(lambda: x + 1)
+
+    recorded = record()
+    others = [to(np.zeros(5), "gpu") for _ in range(3)]  # in what memory there is
+    recorded.replay()
+    np.testing.assert_array_equal(to_cpu(recorded.result), np.full(5, 4.0))
+    assert len(others) == 3
+
+
 @pytest.mark.parametrize("algorithm", ["naive", "im2col", "implicit_gemm", "winograd"])
 def test_convolutions_can_be_recorded(cupy, algorithm):
     rng = np.random.default_rng(0)
@@ -285,6 +299,20 @@ def test_a_number_of_the_hosts_that_is_met_first_in_a_recording(cupy):
         number.set(value)
         recorded.replay()
         np.testing.assert_array_equal(to_cpu(recorded.result), [value] * 2)
+
+
+def test_the_race_has_a_recorded_step(cupy):
+    weights = []
+    for graphs in (False, True):
+        one = trainer("cpu")
+        task = types.SimpleNamespace(what="step", model=lambda: one.model, data=lambda: next(one.train.epoch(0)))  # noqa: B023
+        step = vgg_gpu.ours(task, "fp32", graphs=graphs)
+        for i in range(3 if graphs else WARM_UP + 3):
+            step.run(i)
+        weights.append(one.model.state_dict())
+    assert fake_cupy.Graph.replays > 0
+    for name, a in weights[0].items():
+        np.testing.assert_array_equal(a, weights[1][name], err_msg=name)
 
 
 # ---- On a GPU ----

@@ -72,13 +72,13 @@ class Recording:
     recording lives; within it, memory is used again as it is without a graph. CuPy captures in CUDA's "relaxed" mode,
     so that this pool may grow on the way (see the source of `cupy.cuda.Stream.begin_capture`).
 
-    Arrays from outside must live, and stay where they are, as long as the recording does. Raises whatever `work` or
-    CUDA raises; then nothing has been recorded, and the GPU is as it was.
+    Arrays from outside must stay where they are as long as the recording lives; what `work` itself refers to, lives as
+    long. Raises whatever `work` or CUDA raises; then nothing has been recorded, and the GPU is as it was.
     """
 
     def __init__(self, work: Callable):
         cupy = sys.modules["cupy"]
-        self._parts: list[Callable] = []
+        self._work, self._parts = work, []
         cupy.get_default_memory_pool().free_all_blocks()  # what nobody uses there is lost to another pool
         self._pool = cupy.cuda.MemoryPool()
         self._stream = cupy.cuda.Stream(non_blocking=True)  # the default stream cannot be captured
