@@ -62,6 +62,7 @@ class MemoryPointer:
 
 class Stream:
     current = None  # but for those in `with`, the default stream
+    capturing = 0  # streams
 
     def __init__(self, non_blocking=False):
         self.non_blocking, self.launches, self.broken = non_blocking, None, False
@@ -75,9 +76,12 @@ class Stream:
     def begin_capture(self):
         assert Stream.current is self and self.non_blocking and self.launches is None
         self.launches = []
+        Stream.capturing += 1
 
     def end_capture(self):
+        assert self.launches is not None
         launches, self.launches = self.launches, None
+        Stream.capturing -= 1
         if self.broken:
             self.broken = False
             raise RuntimeError("cudaErrorStreamCaptureInvalidated")

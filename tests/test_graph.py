@@ -22,6 +22,7 @@ from minivgg.errors import BadInput
 from minivgg.layers import Layer, Sequential
 from minivgg.ops.conv2d import conv2d_backward, conv2d_forward, tiling, winograd_on_gpu
 from minivgg.training import loop
+from minivgg.training.config import Config
 from minivgg.training.graph import WARM_UP, RecordedStep
 from minivgg.training.loop import Diverged
 from minivgg.training.optim import SGD, Adam
@@ -38,6 +39,7 @@ def cupy(monkeypatch):
     array._constant.cache_clear()
     yield module
     array._constant.cache_clear()
+    assert fake_cupy.Stream.capturing == 0
 
 
 def same(one, two):
@@ -199,8 +201,9 @@ def test_what_is_wrong_with_the_step_itself_is_said_by_the_step(cupy):
 
 @pytest.mark.parametrize(("device", "why"), [("cpu", "a CPU launches nothing"), ("sim", "the simulator runs a launch")])
 def test_where_there_are_no_graphs_that_is_one_line(device, why, capsys):
-    with pytest.raises(BadInput, match=why):
-        trainer(device, graphs=True)
+    for made in (trainer, Config):
+        with pytest.raises(BadInput, match=why):
+            made(device=device, graphs=True)
     assert main(["train", "--graphs", "--device", device]) == 2
     assert capsys.readouterr().err.startswith(f"minivgg: CUDA graphs need device gpu, got {device}: {why}")
 
