@@ -118,7 +118,8 @@ def _raw(a):
     if not isinstance(a, Array):
         assert not isinstance(a, np.ndarray) or a.ndim == 0, "NumPy's arrays and CuPy's do not mix"
         return [_raw(x) for x in a] if isinstance(a, list) else a
-    memory = (ctypes.c_char * (a.nbytes or 1)).from_address(a.ctypes.data)
+    begin, end = np.lib.array_utils.byte_bounds(a)  # of a part of an array, with gaps
+    memory = (ctypes.c_char * max(end - begin, 1)).from_address(begin)
     return np.ndarray(a.shape, a.dtype, memory, 0, a.strides)
 
 

@@ -2,6 +2,7 @@
 graphs and pools (fake_cupy.py), which is no proof of CUDA's own opinion, and on a GPU where there is one."""
 
 import copy
+import functools
 import itertools
 import sys
 import types
@@ -10,7 +11,9 @@ import warnings
 import fake_cupy
 import numpy as np
 import pytest
-from tiny_training import trainer
+from test_cuda_training import batch, network
+from test_cuda_training import step as one_step
+from test_device_training import trainer
 
 from minivgg import models
 from minivgg.backends import array, cuda
@@ -146,6 +149,25 @@ def test_the_loss_is_looked_at_before_the_update(cupy, monkeypatch):
             one.step(*batches[5])
         assert one.optimizer.steps == 5
     same(recorded, eager)
+
+
+def test_every_layer_can_be_recorded(cupy):
+    """All that networks have: normalisations, branches, a head on the way."""
+    x, labels = (to(a, "gpu") for a in batch("cpu"))
+    weights = []
+    for graphs in (False, True):
+        net = network().to("gpu")
+        optimizer = SGD(net.named_params())
+        run = step = functools.partial(one_step, net, optimizer, x, labels)
+        for i in range(4):
+            if graphs and i == 1:
+                run = Recording(step).replay
+            x[...] = x * 0.9
+            run()
+        weights.append(net.state_dict())
+        x[...] = to(batch("cpu")[0], "gpu")
+    for name, a in weights[0].items():
+        np.testing.assert_array_equal(a, weights[1][name], err_msg=name)
 
 
 # ---- What cannot be recorded ----
