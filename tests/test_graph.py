@@ -224,6 +224,7 @@ def test_what_is_wrong_with_the_step_itself_is_said_by_the_step(cupy):
 
 @pytest.mark.parametrize(("device", "why"), [("cpu", "a CPU launches nothing"), ("sim", "the simulator runs a launch")])
 def test_where_there_are_no_graphs_that_is_one_line(device, why, capsys):
+    assert not Config().graphs and not trainer("cpu").graphs
     for made in (trainer, Config):
         with pytest.raises(BadInput, match=why):
             made(device=device, graphs=True)
