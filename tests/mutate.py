@@ -49,7 +49,7 @@ TESTS = {
     "avgpool": "pooling defaults",
     "batchnorm": "norms defaults",
     "channels": f"norms linear conv2d {_MOST}",
-    "conv2d/__init__": f"defaults conv2d {_MOST}",
+    "conv2d/__init__": f"conv2d_options planning defaults conv2d {_MOST}",
     "conv2d/direct": "rungs winograd -k direct or implicit",
     "conv2d/im2col": "conv2d -k im2col or chunks or limit or pointwise",
     "conv2d/implicit_gemm": "rungs -k implicit",
@@ -138,10 +138,13 @@ def _put(node: ast.AST, parent: ast.AST, field: str, index: int | None) -> None:
 def _code(tree: ast.AST, function: str = "") -> Iterator[tuple[ast.AST, tuple, str]]:
     """Every node that is arithmetic, its place (parent, field, index) and its function.
 
-    No docstrings, annotations or messages; and no function that launches CUDA kernels, named `…_on_gpu`: what it does
-    shows on a GPU or in the simulator only, whose own tests hold it, and would take minutes for each mutant.
+    No docstrings, annotations or messages; and nothing that launches CUDA kernels, neither functions named `…_on_gpu`
+    nor what stands under `if on_gpu(…)`: what it does shows on a GPU or in the simulator only, whose own tests hold it,
+    and would take minutes for each mutant.
     """
     for field, value in ast.iter_fields(tree):
+        if field in ("test", "body") and _asks_for_a_gpu(tree):
+            continue
         for index, node in enumerate(value) if isinstance(value, list) else [(None, value)]:
             if field in ("annotation", "returns", "decorator_list") or isinstance(node, ast.JoinedStr | ast.Raise):
                 continue
@@ -154,6 +157,12 @@ def _code(tree: ast.AST, function: str = "") -> Iterator[tuple[ast.AST, tuple, s
                 yield node, (tree, field, index), inside
             if isinstance(node, ast.AST):
                 yield from _code(node, inside)
+
+
+def _asks_for_a_gpu(node: ast.AST) -> bool:
+    """Whether this is `if on_gpu(…)` or `… if on_gpu(…) else …`."""
+    test = node.test if isinstance(node, ast.If | ast.IfExp) else None
+    return isinstance(test, ast.Call) and isinstance(test.func, ast.Name) and test.func.id == "on_gpu"
 
 
 def _changes(node: ast.AST) -> Iterator[ast.AST]:
@@ -176,7 +185,7 @@ def _changes(node: ast.AST) -> Iterator[ast.AST]:
         for i in range(len(node.elts) - 1):
             if ast.dump(node.elts[i]) != ast.dump(node.elts[i + 1]):
                 yield _with(node, elts=[*node.elts[:i], node.elts[i + 1], node.elts[i], *node.elts[i + 2 :]])
-    if isinstance(node, ast.IfExp):
+    if isinstance(node, ast.IfExp) and not _asks_for_a_gpu(node):
         yield _with(node, body=node.orelse, orelse=node.body)
     if isinstance(node, ast.Continue) or (isinstance(node, ast.Expr) and isinstance(node.value, ast.Call)):
         yield ast.Pass()

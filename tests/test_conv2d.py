@@ -295,6 +295,7 @@ def test_on_a_gpu_it_is_a_rule_that_nobody_has_measured():
         assert all(ALGORITHMS[name].supports(spec, "gpu") for name in tried)
         told = conv2d.explain(spec, device="gpu")
         assert told == f"{chosen.name}: {chosen.reason} (by a rule for GPUs; not measured yet)"
+    assert conv2d.plan(ConvSpec.of(*GEOMETRIES["VGG"]), device="gpu").name == "implicit_gemm"
     assert conv2d.plan(spec, device="gpu", dtype=np.float64).name == "im2col"
 
 
@@ -306,6 +307,18 @@ def test_rungs_of_the_gpus_ladder_say_so_on_a_cpu():
         refuses("it is a rung of the GPU's ladder only", algorithm=name)
 
 
+@pytest.mark.parametrize(
+    "device, ladder",
+    [
+        ("cpu", ["naive", "im2col", "direct", "implicit_gemm", "winograd2", "winograd"]),
+        ("gpu", ["naive", "im2col", "coalesced", "tiled", "direct", "implicit_gemm", "winograd2", "winograd", "tf32"]),
+    ],
+)
+def test_the_ladder_in_the_order_of_its_rungs(device, ladder):
+    """Which stand between them, or above, is up to them."""
+    assert [name for name in algorithms_on(device) if name in ladder] == ladder
+
+
 def test_rows_are_named_by_their_keys():
     assert [row.name for row in ALGORITHMS.values()] == list(ALGORITHMS)
 
@@ -314,6 +327,7 @@ def test_spec_counts():
     spec = ConvSpec.of((2, 3, 8, 9), (4, 3, 3, 2), stride=(2, 1), padding=(1, 0))
     assert (spec.x_shape, spec.w_shape, spec.y_shape) == ((2, 3, 8, 9), (4, 3, 3, 2), (2, 4, 4, 8))
     assert (spec.columns, spec.macs) == (18, 2 * 4 * 4 * 8 * 18)
+    assert spec.sizes == (2, 3, 8, 9, 4, 3, 2, 4, 8, 2, 1, 1, 0)
 
 
 # ---- Errors ----

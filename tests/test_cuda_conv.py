@@ -119,9 +119,9 @@ def short(monkeypatch):
         return taken
 
     monkeypatch.setattr(im2col, "_take_on_gpu", short_of_memory)
-    im2col._say_that_memory_is_short.cache_clear()
+    im2col._say_that_memory_is_short_on_gpu.cache_clear()
     yield has_room_for
-    im2col._say_that_memory_is_short.cache_clear()
+    im2col._say_that_memory_is_short_on_gpu.cache_clear()
 
 
 def test_short_of_memory_it_works_in_smaller_chunks_and_says_so_once(short):

@@ -49,6 +49,27 @@ def test_product_of_several_blocks(M, K, N, order, dtype):
     check(M, N, K, *order, dtype)
 
 
+@pytest.mark.parametrize("M", [1, 2, 7, 8, 9, 15, 16, 17])
+@pytest.mark.parametrize(("K", "N"), [(15, 2), (16, 3), (37, 5), (96, 7)])
+def test_few_rows_against_rows(M, K, N, dtype, monkeypatch):
+    """As of a small batch and the weights of a linear layer: in stretches, three rows of weights at a time."""
+    monkeypatch.setattr("minivgg.ops.gemm._STRETCH", 32)
+    check(M, N, K, "C", "F", dtype)
+    check(M, N, K, "F", "F", dtype)
+
+
+def test_few_rows_are_multiplied_where_they_lie(monkeypatch):
+    taken = []
+    monkeypatch.setattr(module, "_by_rows", lambda a, b, c, stretch, sums: taken.append((a.shape, b.shape)))
+    x, w = (np.ones(shape, np.float32) for shape in ((16, 48), (5, 48)))
+    gemm(x, w.T)
+    assert taken == [((16, 48), (5, 48))]
+    for others in ((np.ones((17, 48), np.float32), w.T), (x, w.T.copy()), (x.astype(float), w.T.astype(float))):
+        gemm(*others)
+    gemm(x, w[:1].T)
+    assert len(taken) == 1
+
+
 @pytest.mark.parametrize(("M", "N"), [(1, 32), (15, 48), (230, 576), (2, 33)])
 def test_past_the_caches_it_is_the_same_product(M, N, monkeypatch):
     rng = np.random.default_rng(0)
@@ -109,11 +130,13 @@ def test_writes_into_a_slice_and_nowhere_else(shape):
 
 
 @pytest.mark.usefixtures("many_pieces")
-@pytest.mark.parametrize("shape", [(701, 64, 90), (64, 64, 701), (15, 700, 33)])
-def test_same_bits_on_one_thread_and_two(shape, dtype):
+@pytest.mark.parametrize(
+    ("shape", "order"), [((701, 64, 90), "C"), ((64, 64, 701), "C"), ((15, 700, 33), "C"), ((15, 700, 33), "F")]
+)
+def test_same_bits_on_one_thread_and_two(shape, order, dtype):
     M, K, N = shape
     rng = np.random.default_rng(0)
-    a, b = (matrix(rng, *s, "C").astype(dtype) for s in ((M, K), (K, N)))
+    a, b = matrix(rng, M, K, "C").astype(dtype), matrix(rng, K, N, order).astype(dtype, order="K")
     before, results = numba.get_num_threads(), []
     for threads in (1, 2):
         numba.set_num_threads(threads)

@@ -125,6 +125,8 @@ def rounded_up(size, window, stride, padding):
 
 
 @example(geometry=((1, 1, 6, 5), (2, 2), (2, 2), (0, 0)))
+@example(geometry=((1, 1, 5, 5), (2, 2), (2, 1), (0, 0)))  # 2 × 2, but the lowest windows reach past the image
+@example(geometry=((1, 1, 5, 5), (2, 2), (3, 3), (1, 0)))  # 2 × 2, but padded
 @example(geometry=((1, 2, 5, 8), (3, 3), (2, 2), (0, 0)))
 @given(geometry=geometries())
 def test_ceil_mode_is_more_image_of_minus_infinity(dtype, geometry):

@@ -92,6 +92,21 @@ def test_streamed_stores_arrive():
     assert (x == y).all()
 
 
+def test_anything_may_be_fetched():
+    @traced
+    def fetch(code, x, at, y):
+        x.fetch(at)
+        y.store(0, x.load(0))
+
+    @njit
+    def call(x, at, y):
+        fetch(x, at, y)
+
+    x, y = np.arange(16, dtype=np.float32), np.zeros(16, np.float32)
+    call(x, 1 << 40, y)  # far beyond everything
+    assert (x == y).all()
+
+
 @pytest.mark.parametrize("rows", range(1, 60))
 def test_rows_are_shared_out_evenly(rows):
     size = even_rows(rows)

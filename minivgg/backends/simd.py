@@ -164,6 +164,14 @@ class _Pointer:
         store = self.code.builder.store(vector.ir, address, align=64)
         store.set_metadata("nontemporal", self.code.builder.module.add_metadata([_I32(1)]))
 
+    def fetch(self, at):
+        """Have the cache line of `at` brought near, and go on: for what is needed soon. Any address will do."""
+        place = self.code.builder.bitcast(self._address(at), ir.IntType(8).as_pointer())
+        name, (read, near, data) = "llvm.prefetch.p0", (_I32(0), _I32(3), _I32(1))
+        signature = ir.FunctionType(ir.VoidType(), [place.type, _I32, _I32, _I32])
+        fetch = cgutils.get_or_insert_function(self.code.builder.module, signature, name)
+        self.code.builder.call(fetch, [place, read, near, data])
+
     def store_or_stream(self, at, vector, streamed):
         """`stream` if the integer `streamed` is 1, `store` if it is 0."""
         for _ in self.code.when(streamed, 1):
@@ -278,6 +286,9 @@ class _PlainPointer:
 
     def store_or_stream(self, at, vector, streamed):
         self.store(at, vector)
+
+    def fetch(self, at):
+        pass
 
     def zero(self):
         return np.zeros(LANES, self.elements.dtype).view(_PlainVector)

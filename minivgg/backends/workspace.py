@@ -86,7 +86,7 @@ def empty(shape: tuple[int, ...], dtype) -> np.ndarray:
     dtype = np.dtype(dtype)
     nbytes = math.prod(shape) * dtype.itemsize
     if nbytes < _POOLED:
-        return np.empty(shape, dtype)
+        return _aligned(nbytes).view(dtype).reshape(shape)
     return np.asarray(_Block(_take(nbytes), shape, dtype))
 
 

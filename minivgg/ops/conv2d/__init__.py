@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from minivgg.backends.array import kind_of, on_gpu
+from minivgg.backends.array import empty_on, kind_of, on_gpu
 from minivgg.backends.jit import threads
 from minivgg.errors import BadInput
 from minivgg.ops.channels import add_per_channel, sum_per_channel
@@ -154,7 +154,9 @@ def conv2d_forward(x, w, b=None, *, stride=1, padding=0, algorithm="auto", relu=
     options = {"pool": True} if pool else {}
     if prepared is not None and chosen.prepare:
         if chosen.name not in prepared:
-            prepared[chosen.name] = chosen.prepare(w).copy()  # it may lie in memory that is used again
+            filters = chosen.prepare(w)  # which may lie in memory that is used again
+            prepared[chosen.name] = empty_on(x)(filters.shape, filters.dtype)
+            prepared[chosen.name][...] = filters
         options["prepared"] = prepared[chosen.name]
     return chosen.forward(x, w, spec, bias=b, relu=relu, **options), None if pool else cache
 

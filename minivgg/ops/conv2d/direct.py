@@ -33,6 +33,7 @@ from minivgg.ops.conv2d.spec import Algorithm, ConvSpec
 _forward_on_gpu, _grad_input_on_gpu, _grad_weight_on_gpu = direct_on_gpu.BLOCKED
 
 _L1, _L2 = 32 << 10, 1 << 20  # bytes: what filters that are used again at once, and a band, should fit in
+_CHAIN = 2048  # products that are added up one after another: rounding grows with the root of that
 
 
 def in_numpy(x, w, stride=1):
@@ -88,31 +89,38 @@ def _finish_block(code, rows, sums, bias, bias_at, floor, y, y_at, y_row, stream
             y.store_or_stream(y_at + i * y_row + j, (sums.load(i * COLUMNS + j) + b).at_least(least), streamed)
 
 
-@njit(cache=True)
-def finish(rows, sums, o, bias, floor, mask, masked, y, streamed):
-    """y[:, o : o + 32] = max(sums + bias, floor); if `masked`, 0 unless mask > 0; for y and mask (rows, O)."""
-    outputs = min(COLUMNS, y.shape[1] - o)
+@njit(cache=True, inline="always")
+def finish(rows, sums, o, bias, floor, mask, masked, y, at, O, streamed):
+    """y (rows, O)[:, o : o + 32] = max(sums + bias, floor); if `masked`, 0 unless mask > 0.
+
+    y and mask are flat, and what is meant begins at `at`: a slice for each block would count references, and each
+    count waits until all that was streamed is in memory, which took longer than the products of the first layer.
+    """
+    outputs = min(COLUMNS, O - o)
     if outputs == COLUMNS and not masked:
-        _finish_block(rows, sums, bias, o, floor, y, o, y.shape[1], streamed)
+        _finish_block(rows, sums, bias, o, floor, y, at + o, O, streamed)
         return
     for i in range(rows):
-        to, kept, b = y[i, o : o + outputs], mask[i, o : o + outputs], bias[o : o + outputs]
-        run = sums[i * COLUMNS : i * COLUMNS + outputs]
+        to = at + i * O + o
         for j in range(outputs):
-            value = run[j] + b[j]
-            to[j] = 0 if masked and not kept[j] > 0 else floor[0] if value < floor[0] else value
+            value = sums[i * COLUMNS + j] + bias[o + j]
+            y[to + j] = 0 if masked and not mask[to + j] > 0 else floor[0] if value < floor[0] else value
 
 
 @kernel
-def _convolve(x, filters, y, bias, floor, mask, masked, streamed, stride, offset, dilation, window, bands, together):
+def _convolve(
+    x, filters, y, bias, floor, mask, masked, streamed, stride, offset, dilation, window, taps, bands, together
+):
     """y (N, OH, OW, O) = the convolution of x (N, H, W, C) by filters (blocks, KH, KW·C, 32).
 
     A task is a band of output rows of one image; `bands` (workers, rows + 1, columns, C) holds what they look at, and a
-    row behind it that an odd block of pixels may read from. Pixels meet `together` blocks of filters one after another.
+    row behind it that an odd block of pixels may read from. Pixels meet `together` blocks of filters one after another,
+    and of those `taps` rows of the window before what they come to is added up.
     """
-    N, OH, OW, _ = y.shape
+    N, OH, OW, O = y.shape
     C = x.shape[3]
     KH, KW = window
+    results, kept = y.reshape(-1), mask.reshape(-1)
     workers, band_rows, columns, _ = bands.shape
     rows = (band_rows - 1 - KH) // stride[0] + 1
     at_once = even_rows(OW)
@@ -132,21 +140,23 @@ def _convolve(x, filters, y, bias, floor, mask, masked, streamed, stride, offset
                     at = (oh - first) * stride[0] * columns * C
                     for ow in range(0, OW, at_once):
                         count = min(at_once, OW - ow)
-                        run, kept = y[n, oh, ow : ow + count], mask[n, oh, ow : ow + count]
+                        to = ((n * OH + oh) * OW + ow) * O
                         for block in range(portion, min(len(filters), portion + together)):
-                            product(
-                                count, band, at + ow * stride[1] * C, a_strides,
-                                filters, block * KH * KW * C * COLUMNS, b_strides, sums, 0, COLUMNS, (KH, KW * C), 0,
-                            )  # fmt: skip
-                            finish(count, sums, block * COLUMNS, bias, floor, kept, masked, run, streamed)
+                            for kh in range(0, KH, taps):
+                                product(
+                                    count, band, at + kh * columns * C + ow * stride[1] * C, a_strides,
+                                    filters, (block * KH + kh) * KW * C * COLUMNS, b_strides,
+                                    sums, 0, COLUMNS, (min(taps, KH - kh), KW * C), min(kh, 1),
+                                )  # fmt: skip
+                            finish(count, sums, block * COLUMNS, bias, floor, kept, masked, results, to, O, streamed)
 
 
 @kernel
-def _correlate(x, dy, dw, run, stride, padding, band):
+def _correlate(x, dy, dw, run, stride, padding, chain, band):
     """dw (KH, KW·C, O) += Σ over pixels of x ⊗ dy, where `run` = KW·C is padded to an even number, O to blocks of 32.
 
-    Bands of rows are taken in turn. All threads fill the band, and then add its products, each in filters of its own:
-    so every sum has one order, however many threads there are.
+    Bands of rows are taken in turn, and of each as many rows at once as have `chain` pixels. All threads fill the band,
+    and then add its products, each in filters of its own: so every sum has one order, however many threads there are.
     """
     N, OH, OW, O = dy.shape
     KH, padded_run, _ = dw.shape
@@ -154,6 +164,7 @@ def _correlate(x, dy, dw, run, stride, padding, band):
     rows = (band_rows - 1 - KH) // stride[0] + 1
     blocks, parts = O // COLUMNS, (run + ROWS - 1) // ROWS
     a_strides = (stride[0] * columns * C, 1, stride[1] * C)
+    together = max(1, chain // OW)
     for n in range(N):
         for first in range(0, OH, rows):
             count = min(rows, OH - first)
@@ -164,11 +175,12 @@ def _correlate(x, dy, dw, run, stride, padding, band):
                 block, rest = divmod(np.intp(task), KH * parts)  # a thread stays with a block of dy, in its cache
                 kh, part = divmod(rest, parts)
                 i = part * ROWS
-                product(
-                    min(ROWS, run - i), band, kh * columns * C + i, a_strides,
-                    dy, (n * OH + first) * OW * O + block * COLUMNS, (OW * O, O),
-                    dw, (kh * padded_run + i) * O + block * COLUMNS, O, (count, OW), 1,
-                )  # fmt: skip
+                for oh in range(0, count, together):
+                    product(
+                        min(ROWS, run - i), band, (oh * stride[0] + kh) * columns * C + i, a_strides,
+                        dy, (n * OH + first + oh) * OW * O + block * COLUMNS, (OW * O, O),
+                        dw, (kh * padded_run + i) * O + block * COLUMNS, O, (min(together, count - oh), OW), 1,
+                    )  # fmt: skip
 
 
 def _band_rows(OH: int, row_bytes: int, tasks: int) -> int:
@@ -231,7 +243,8 @@ def _run(x, filters, y, window, stride, offset, dilation, bias=None, relu=False,
     after = epilogue(y, len(filters), bias, relu, mask)
     together = max(1, _L1 // 2 // filters[0].nbytes)
     streamed = int(together >= len(filters) and streams(y, COLUMNS))
-    _convolve(x, filters, y, *after, streamed, stride, offset, dilation, window, bands, together)
+    taps = max(1, _CHAIN // (window[1] * C))
+    _convolve(x, filters, y, *after, streamed, stride, offset, dilation, window, taps, bands, together)
 
 
 def two_passes(run):
@@ -280,7 +293,7 @@ def grad_weight(dy, x, spec: ConvSpec):
     rows = _band_rows(spec.OH, x_row + dy_row // threads(), 1)
     rows = max(rows, min(_band_rows(spec.OH, x_row, 1), 2 * dw.nbytes // dy_row))
     band = workspace.buffer("direct bands", _band_shape(rows, spec.OW, spec.C, spec.stride, window), x.dtype)
-    _correlate(x, dy, dw, run, spec.stride, spec.padding, band)
+    _correlate(x, dy, dw, run, spec.stride, spec.padding, _CHAIN, band)
     return unpack_gradient(dw, spec)
 
 

@@ -99,7 +99,7 @@ def _room_on_gpu(like, rows: int, shape: tuple):
             if rows == 1:
                 raise
             rows //= 2
-            _say_that_memory_is_short()
+            _say_that_memory_is_short_on_gpu()
 
 
 def _take_on_gpu(like, shape: tuple):
@@ -107,7 +107,7 @@ def _take_on_gpu(like, shape: tuple):
 
 
 @functools.cache  # once
-def _say_that_memory_is_short() -> None:
+def _say_that_memory_is_short_on_gpu() -> None:
     warnings.warn(
         "im2col: the GPU's memory is too short for the workspace that minivgg may use, so it works in smaller chunks; "
         "set MINIVGG_WORKSPACE to fewer MiB, or make the batch smaller",

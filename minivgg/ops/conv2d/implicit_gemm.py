@@ -60,7 +60,7 @@ def _convolve(x, filters, y, bias, floor, mask, masked, window, stride, offset, 
     workers = len(panels)
     pixels = N * OH * OW
     tasks = (pixels + _PIXELS - 1) // _PIXELS * parts
-    rows, mask_rows = y.reshape(pixels, O), mask.reshape(pixels, O)
+    results, kept = y.reshape(-1), mask.reshape(-1)
     for index in prange(workers):
         worker = np.intp(index)
         panel = panels[worker]
@@ -76,9 +76,7 @@ def _convolve(x, filters, y, bias, floor, mask, masked, window, stride, offset, 
                 product(
                     count, panel, 0, (0, K, 1), filters, block * K * COLUMNS, (0, COLUMNS), sums, 0, COLUMNS, (1, K), 0
                 )
-                part_of_mask = mask_rows[first : first + count]
-                result = rows[first : first + count]
-                finish(count, sums, block * COLUMNS, bias, floor, part_of_mask, masked, result, 0)
+                finish(count, sums, block * COLUMNS, bias, floor, kept, masked, results, first * O, O, 0)
 
 
 @kernel

@@ -37,17 +37,17 @@ class Grid(NamedTuple):
 def _transform(matrix):
     """The traced function of y = matrix · x · matrixᵀ on tiles whose elements are `vectors` vectors each.
 
-    The strides are (row, column) of the tile, in elements of the array.
+    The strides are (row, column) of the tile, in elements of the array. If `streamed` is 1, y goes past the caches.
     """
     n = len(matrix[0])
 
-    def transform(code, x, x_at, x_strides, y, y_at, y_strides, vectors):
+    def transform(code, x, x_at, x_strides, y, y_at, y_strides, vectors, streamed):
         for v in code.loop(vectors):
             at = x_at + v * LANES
             tile = [[x.load(at + x_strides[0] * i + x_strides[1] * j) for j in range(n)] for i in range(n)]
             for i, row in enumerate(sandwich(matrix, tile)):
                 for j, vector in enumerate(row):
-                    y.store(y_at + y_strides[0] * i + y_strides[1] * j + v * LANES, vector)
+                    y.store_or_stream(y_at + y_strides[0] * i + y_strides[1] * j + v * LANES, vector, streamed)
 
     return traced(transform)
 
@@ -120,6 +120,18 @@ def _fill_patch(x, n, top, left, size, patch, pixel):
                     to[c] = run[c]
 
 
+@njit(cache=True, inline="always")
+def _transform_tile(m, upstream, x, at, strides, V, to, planes, vectors):
+    if upstream and m == 4:
+        _upstream4(x, at, strides, V, to, planes, vectors, 0)
+    elif upstream:
+        _upstream2(x, at, strides, V, to, planes, vectors, 0)
+    elif m == 4:
+        _input4(x, at, strides, V, to, planes, vectors, 0)
+    else:
+        _input2(x, at, strides, V, to, planes, vectors, 0)
+
+
 @njit(cache=True)
 def _load_tiles(x, upstream, grid, first, count, offset, V, v_at, tiles, stride, patch):
     """Transform `count` tiles of x (N, H, W, C), from number `first` on, into V (P, tiles, stride) from v_at on.
@@ -129,22 +141,33 @@ def _load_tiles(x, upstream, grid, first, count, offset, V, v_at, tiles, stride,
     _, H, W, C = x.shape
     size = grid.m if upstream else grid.m + 2
     planes = ((grid.m + 2) * tiles * stride, tiles * stride)
-    pixel = (C + LANES - 1) // LANES * LANES
+    vectors = (C + LANES - 1) // LANES
+    flat = x.reshape(-1)
     for t in range(count):
         n, h, w = _place(first + t, grid)
         h, w, to = h - offset[0], w - offset[1], v_at + t * stride
-        source, at, strides = x.reshape(-1), ((n * H + h) * W + w) * C, (W * C, C)
         if C % LANES != 0 or h < 0 or w < 0 or h + size > H or w + size > W:
+            pixel = vectors * LANES
             _fill_patch(x, n, h, w, size, patch, pixel)
-            source, at, strides = patch, 0, (size * pixel, pixel)
-        if upstream and grid.m == 4:
-            _upstream4(source, at, strides, V, to, planes, pixel // LANES)
-        elif upstream:
-            _upstream2(source, at, strides, V, to, planes, pixel // LANES)
-        elif grid.m == 4:
-            _input4(source, at, strides, V, to, planes, pixel // LANES)
+            _transform_tile(grid.m, upstream, patch, 0, (size * pixel, pixel), V, to, planes, vectors)
         else:
-            _input2(source, at, strides, V, to, planes, pixel // LANES)
+            _transform_tile(grid.m, upstream, flat, ((n * H + h) * W + w) * C, (W * C, C), V, to, planes, vectors)
+
+
+@njit(cache=True, inline="always")
+def _transform_back(m, pooled, masked, M, at, planes, y, to, strides, vectors, bias, o, floor, mask, streamed):
+    if pooled and m == 4:
+        _pooled4(M, at, planes, y, to, strides, vectors, bias, o, floor, mask, streamed)
+    elif pooled:
+        _pooled2(M, at, planes, y, to, strides, vectors, bias, o, floor, mask, streamed)
+    elif masked and m == 4:
+        _masked4(M, at, planes, y, to, strides, vectors, bias, o, floor, mask, streamed)
+    elif masked:
+        _masked2(M, at, planes, y, to, strides, vectors, bias, o, floor, mask, streamed)
+    elif m == 4:
+        _output4(M, at, planes, y, to, strides, vectors, bias, o, floor, mask, streamed)
+    else:
+        _output2(M, at, planes, y, to, strides, vectors, bias, o, floor, mask, streamed)
 
 
 @njit(cache=True)
@@ -157,27 +180,19 @@ def _store_tiles(M, m_at, tiles, stride, grid, first, count, y, o, outputs, bias
     m, size = grid.m, grid.m // 2 if grid.pooled else grid.m
     planes = ((m + 2) * tiles * stride, tiles * stride)
     vectors = (outputs + LANES - 1) // LANES
+    flat = y.reshape(-1)
     for t in range(count):
         n, h, w = _place(first + t, grid)
         h, w = h // m * size, w // m * size
         at = m_at + t * stride
-        whole = outputs % LANES == 0 and h + size <= OH and w + size <= OW
-        target, to, strides = y.reshape(-1), ((n * OH + h) * OW + w) * O + o, (OW * O, O)
-        if not whole:
-            target, to, strides = patch, 0, (size * vectors * LANES, vectors * LANES)
-        if grid.pooled and m == 4:
-            _pooled4(M, at, planes, target, to, strides, vectors, bias, o, floor, mask, streamed * whole)
-        elif grid.pooled:
-            _pooled2(M, at, planes, target, to, strides, vectors, bias, o, floor, mask, streamed * whole)
-        elif masked and whole and m == 4:
-            _masked4(M, at, planes, target, to, strides, vectors, bias, o, floor, mask, streamed)
-        elif masked and whole:
-            _masked2(M, at, planes, target, to, strides, vectors, bias, o, floor, mask, streamed)
-        elif m == 4:
-            _output4(M, at, planes, target, to, strides, vectors, bias, o, floor, mask, streamed * whole)
+        if outputs % LANES == 0 and h + size <= OH and w + size <= OW:
+            to, strides = ((n * OH + h) * OW + w) * O + o, (OW * O, O)
+            _transform_back(
+                m, grid.pooled, masked, M, at, planes, flat, to, strides, vectors, bias, o, floor, mask, streamed
+            )
         else:
-            _output2(M, at, planes, target, to, strides, vectors, bias, o, floor, mask, streamed * whole)
-        if not whole:
+            strides = (size * vectors * LANES, vectors * LANES)
+            _transform_back(m, grid.pooled, False, M, at, planes, patch, 0, strides, vectors, bias, o, floor, mask, 0)
             _empty_patch(patch, size, strides, y, n, h, w, o, outputs, mask, masked)
 
 
@@ -269,21 +284,21 @@ def gradient_of_filters(m, G, dw):
     for index in prange(O):
         o = np.intp(index)
         if m == 4:
-            _gradient4(G, o * stride, planes, dw, o * 9 * C, (3 * C, C), C // LANES)
+            _gradient4(G, o * stride, planes, dw, o * 9 * C, (3 * C, C), C // LANES, 0)
         else:
-            _gradient2(G, o * stride, planes, dw, o * 9 * C, (3 * C, C), C // LANES)
+            _gradient2(G, o * stride, planes, dw, o * 9 * C, (3 * C, C), C // LANES, 0)
 
 
 @njit(cache=True)
-def _transform_filter(m, w, at, strides, U, to, plane, vectors):
+def _transform_filter(m, w, at, strides, U, to, plane, vectors, streamed):
     if m == 4:
-        _filter4(w, at, strides, U, to, (6 * plane, plane), vectors)
+        _filter4(w, at, strides, U, to, (6 * plane, plane), vectors, streamed)
     else:
-        _filter2(w, at, strides, U, to, (4 * plane, plane), vectors)
+        _filter2(w, at, strides, U, to, (4 * plane, plane), vectors, streamed)
 
 
 @kernel
-def transform_filters(m, w, U):
+def transform_filters(m, w, U, streamed):
     """w (O, 3, 3, C), padded to whole vectors both ways → U (P, blocks of 32 outputs, channels, 32), for `forward`.
 
     In w a vector is 16 channels, in U 16 outputs: so each of the nine taps is transposed on the way.
@@ -299,11 +314,12 @@ def transform_filters(m, w, U):
             for i in range(min(LANES, channels - c)):
                 to = (o // COLUMNS * channels + c + i) * COLUMNS + o % COLUMNS
                 square = LANES * LANES
-                _transform_filter(m, taps, i * LANES, (3 * square, square), U, to, blocks * channels * COLUMNS, 1)
+                plane = blocks * channels * COLUMNS
+                _transform_filter(m, taps, i * LANES, (3 * square, square), U, to, plane, 1, streamed)
 
 
 @kernel
-def transform_rotated_filters(m, w, U):
+def transform_rotated_filters(m, w, U, streamed):
     """The same for `grad_input`, where the O outputs are what is summed over, and the filters are turned by 180°."""
     O, _, _, C = w.shape
     _, blocks, channels, _ = U.shape
@@ -312,4 +328,4 @@ def transform_rotated_filters(m, w, U):
         for block in range(blocks):
             at, to = (o * 9 + 8) * C + block * COLUMNS, (block * channels + o) * COLUMNS
             vectors = min(COLUMNS, C - block * COLUMNS) // LANES
-            _transform_filter(m, w, at, (-3 * C, -C), U, to, blocks * channels * COLUMNS, vectors)
+            _transform_filter(m, w, at, (-3 * C, -C), U, to, blocks * channels * COLUMNS, vectors, streamed)
