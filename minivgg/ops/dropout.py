@@ -30,7 +30,7 @@ class DropoutCache(NamedTuple):
 
     p: float
     seed: int
-    call: int  # or, on a GPU, an array there of one number
+    call: np.uint64  # on a GPU an array there of one
     shape: tuple
     dtype: np.dtype
 
@@ -114,7 +114,6 @@ def _masked(x, p: float, seed: int, call):
     channels_last = x.ndim == 4 and not x.flags.c_contiguous
     C, P = (x.shape[1], x.shape[2] * x.shape[3]) if channels_last else (1, 1)
     threshold, scale = np.uint64(round(p * 2**32)), x.dtype.type(1 / (1 - p))
-    call = call if on_gpu(call) else np.uint64(call)
     _apply(memory_run(x), memory_run(y), C, P, np.uint64(seed), call, threshold, scale)
     return y
 
@@ -134,8 +133,8 @@ def dropout_forward(x, p=0.5, *, seed=0, call=0):
     if on_gpu(call):
         if (device_of(call), call.size, call.dtype) != (device_of(x), 1, np.uint64):
             raise ValueError(f"dropout: call must be an int, or one uint64 where x is, got {call.shape} {call.dtype}")
-    elif on_gpu(x):
-        call = xp_of(x).full(1, call, np.uint64)
+    else:
+        call = xp_of(x).full(1, call, np.uint64) if on_gpu(x) else np.uint64(call)
     return _masked(x, p, seed, call), DropoutCache(p, seed, call, x.shape, x.dtype)
 
 
