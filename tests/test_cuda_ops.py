@@ -8,7 +8,7 @@ import pytest
 
 from minivgg import cudasim
 from minivgg.backends.array import constant_on, device_of, on_gpu, to, to_cpu
-from minivgg.layers import Conv2d
+from minivgg.layers import Conv2d, Dropout
 from minivgg.ops.avgpool import adaptive_avgpool2d_forward, avgpool2d_backward, avgpool2d_forward
 from minivgg.ops.batchnorm import batchnorm_backward, batchnorm_forward
 from minivgg.ops.channels import add_per_channel, sum_per_channel
@@ -97,6 +97,31 @@ def test_dropout_draws_the_same_mask(order, shape, seed, call, p):
     x = normal(*shape)
     x = x if x.ndim < 2 else MEMORY_ORDERS[order](x)
     same_bits(both_ways(dropout_forward, dropout_backward, p=p, seed=seed, call=call), x, x)
+
+
+def test_the_number_of_a_dropout_mask_may_lie_on_the_gpu():
+    x, number = to(np.ones((4, 100), np.float32), "sim"), to(np.array([2**63 + 5], np.uint64), "sim")
+    y, cache = dropout_forward(x, 0.4, seed=3, call=number)
+    np.testing.assert_array_equal(y, dropout_forward(to_cpu(x), 0.4, seed=3, call=2**63 + 5)[0])
+    np.testing.assert_array_equal(dropout_backward(x, cache), y)
+    for wrong in (to(np.array([5]), "sim"), to(np.array([5, 6], np.uint64), "sim")):
+        with pytest.raises(ValueError, match="dropout: call must be an int, or one uint64 where x is"):
+            dropout_forward(x, call=wrong)
+    with pytest.raises(ValueError, match="dropout: call must be an int, or one uint64 where x is"):
+        dropout_forward(to_cpu(x), call=number)
+    with pytest.raises(ValueError, match="dropout: seed and call must be in"):
+        dropout_forward(x, seed=-1, call=number)
+
+
+def test_twins_of_a_dropout_layer_count_for_themselves_on_a_gpu():
+    x = to(np.ones((4, 100), np.float32), "sim")
+    layer = Dropout(0.5)
+    layer.forward(x, train=True)
+    twin = layer.twin()
+    y = layer.forward(x, train=True)
+    for _ in range(3):
+        twin.forward(x, train=True)
+    np.testing.assert_array_equal(layer.backward(x), y)
 
 
 POOLS = {

@@ -141,3 +141,35 @@ def test_a_device_that_is_not_there_is_one_line(monkeypatch, capsys):
     ):
         assert main(command) == 2
         assert capsys.readouterr().err.startswith(f"minivgg: device {command[-1]}: ")
+
+
+# ---- Whether a step can be recorded as CUDA graphs: on the simulator, for what they are made of is the same there ----
+
+
+@pytest.mark.parametrize("optimizer", [SGD, Adam])
+def test_two_steps_launch_the_same_and_ask_for_no_number(monkeypatch, optimizer):
+    """A graph repeats launches to the last argument, and knows nothing of a host that would decide on the way."""
+    launches = []
+
+    def noted(kernel, grid, block, arguments, launch=cudasim.RawKernel.__call__, **options):
+        numbers = [a for a in arguments if not isinstance(a, np.ndarray)]
+        launches.append((kernel.name, grid, block, numbers, options))
+        launch(kernel, grid, block, arguments, **options)
+
+    def refuse(*_):
+        raise AssertionError("the host waits for the device")
+
+    one = trainer("sim", optimizer=optimizer, clip_norm=0.1, batches=4)  # of a cosine: another rate each step
+    batches = list(one.train.epoch(0))
+    one._count(*batches[0])  # which looks at its loss
+    monkeypatch.setattr(cudasim.RawKernel, "__call__", noted)
+    for name in ("__float__", "__int__", "__bool__", "__index__", "item", "tolist"):
+        monkeypatch.setattr(SimulatedArray, name, refuse, raising=False)
+    steps = []
+    with cudasim.checking(orders=("forward",)):  # comparing orders means to look at the results
+        for x, labels in batches[1:3]:
+            launches.clear()
+            one._count(x, labels)
+            steps.append(list(launches))
+    assert steps[0] == steps[1]
+    assert {"apply", "clip", optimizer.__name__.lower()} <= {name for name, *_ in steps[0]}

@@ -9,6 +9,7 @@ import numpy as np
 from tqdm import tqdm
 
 from minivgg.backends.array import to
+from minivgg.backends.graph import Recording
 from minivgg.bench import gpu, pytorch
 from minivgg.bench.race import check, heat
 from minivgg.bench.record import best_rival, error, judge
@@ -17,6 +18,7 @@ from minivgg.errors import BadInput
 from minivgg.insight.ledger import ledger
 from minivgg.layers import Layer
 from minivgg.ops.softmax_cross_entropy import softmax_cross_entropy_backward, softmax_cross_entropy_forward
+from minivgg.training.graph import WARM_UP
 from minivgg.training.optim import SGD
 
 TASKS = (
@@ -29,8 +31,8 @@ TASKS = (
 WRONG = {"fp32": 1e-4, "tf32": 1e-2}  # of the scores of one image: sixteen layers deep errors add up
 
 
-def ours(task: Task, precision: str, *, frozen: bool = False) -> gpu.Task:
-    """A forward or a training step of minivgg, its batch on the GPU already."""
+def ours(task: Task, precision: str, *, frozen: bool = False, graphs: bool = False) -> gpu.Task:
+    """A forward or a training step of minivgg, its batch on the GPU already; the step as CUDA graphs, if `graphs`."""
     model = task.model().to("gpu")
     x, labels = (to(a, "gpu") for a in task.data())
     if task.what == "forward":
@@ -44,7 +46,12 @@ def ours(task: Task, precision: str, *, frozen: bool = False) -> gpu.Task:
         model.backward(softmax_cross_entropy_backward(1, cache), need_dx=False)
         optimizer.step(RATE)
 
-    return gpu.Task(step, dict)
+    if not graphs:
+        return gpu.Task(step, dict)
+    for i in range(WARM_UP):
+        step(i)
+    recorded = Recording(lambda: step(WARM_UP))
+    return gpu.Task(lambda i: recorded.replay(), dict)
 
 
 def theirs(task: Task, precision: str, *, channels_last: bool = False, compiled: bool = False) -> gpu.Task:
@@ -88,6 +95,8 @@ def contestants(what: str) -> tuple[dict[str, Callable], list[str]]:
         tasks["minivgg"] = ours
         if what == "forward":
             tasks["minivgg frozen"] = partial(ours, frozen=True)
+        else:
+            tasks["minivgg graphs"] = partial(ours, graphs=True)
     else:
         lacks.append("this minivgg's layers do not move to a GPU")
     if reason := pytorch.why_not("cuda"):

@@ -52,6 +52,7 @@ _SETTINGS = {
         "clip_norm": (float, "NORM", "scale gradients down to this joint norm"),
         "seed": (int, "N", "the same seed gives the same weights, to the last bit"),
         "device": (str, "NAME", "cpu, gpu (a CUDA GPU, through CuPy) or sim (the GPU's kernels, simulated: slow)"),
+        "graphs": (bool, None, "on a GPU, record a step as CUDA graphs and replay it (off until measured)"),
     },
 }
 

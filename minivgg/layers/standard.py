@@ -5,6 +5,7 @@ import math
 import numpy as np
 
 from minivgg.backends.array import constant_on, nchw
+from minivgg.backends.graph import DeviceScalar, between
 from minivgg.layers.base import Layer, Param
 from minivgg.ops.avgpool import adaptive_avgpool2d_forward, avgpool2d_backward, avgpool2d_forward
 from minivgg.ops.batchnorm import batchnorm_backward, batchnorm_forward, running_average
@@ -254,15 +255,25 @@ class Dropout(Layer):
         if not 0 <= p < 1:
             raise ValueError(f"Dropout: p must be in [0, 1), got {p}")
         self.p, self.seed, self.calls = p, seed, 0
+        self._call = DeviceScalar()  # `calls`, for kernels to read
 
     def _forward(self, x, train):
         if not train:
             return x, None
+        between(self._count)
+        return dropout_forward(x, self.p, seed=self.seed, call=self._call.of(x, np.uint64))
+
+    def _count(self):
         self.calls += 1
-        return dropout_forward(x, self.p, seed=self.seed, call=self.calls)
+        self._call.set(self.calls)
 
     def _backward(self, dy, cache, need_dx):
         return dy if cache is None else dropout_backward(dy, cache)
+
+    def twin(self):
+        twin = super().twin()
+        twin._call = DeviceScalar()
+        return twin
 
     def __repr__(self):
         return f"Dropout({self.p})"

@@ -3,11 +3,13 @@
 // Four elements share a counter, and each makes all four words anew, some eighty instructions: for 8 bytes of traffic
 // that is about what a large GPU has time for. Where channels lie last, memory is (images, P, C), and the number of an
 // element is the one that it has in (images, C, P); elsewhere C = 1, and its number is its place.
+// The number of the mask is read from memory, not given with the launch: so a step of training launches the same each
+// time, and can be recorded.
 // variants: T=float|double
 
 extern "C" __global__ void apply(
-    const T* x, T* y, int C, int P, unsigned long long seed, unsigned long long call, unsigned long long threshold,
-    T scale, long long count) {
+    const T* x, T* y, int C, int P, unsigned long long seed, const unsigned long long* call,
+    unsigned long long threshold, T scale, long long count) {
     const long long i = global_thread();
     if (i >= count) return;
     long long element = i;
@@ -15,7 +17,7 @@ extern "C" __global__ void apply(
         const long long pixel = i / C, n = pixel / P;
         element = (n * C + i - pixel * C) * P + pixel - n * P;
     }
-    unsigned w0 = element >> 2, w1 = element >> 34, w2 = call, w3 = call >> 32, k0 = seed, k1 = seed >> 32;
+    unsigned w0 = element >> 2, w1 = element >> 34, w2 = *call, w3 = *call >> 32, k0 = seed, k1 = seed >> 32;
     for (int round = 0; round < 10; round++) {
         const unsigned low0 = 0xD2511F53u * w0, low1 = 0xCD9E8D57u * w2;
         const unsigned high0 = __umulhi(0xD2511F53u, w0), high1 = __umulhi(0xCD9E8D57u, w2);

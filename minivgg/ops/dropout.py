@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from minivgg.backends.array import empty_like, memory_run
+from minivgg.backends.array import device_of, empty_like, memory_run, on_gpu, xp_of
 from minivgg.backends.cuda import twin
 from minivgg.backends.jit import kernel, njit, prange
 from minivgg.ops.windows import check_gradient
@@ -30,7 +30,7 @@ class DropoutCache(NamedTuple):
 
     p: float
     seed: int
-    call: int
+    call: np.uint64  # on a GPU an array there of one
     shape: tuple
     dtype: np.dtype
 
@@ -109,12 +109,12 @@ def _apply(x, y, C, P, seed, call, threshold, scale):
             target[i] = source[i] * scale if random[i] >= threshold else 0
 
 
-def _masked(x, p: float, seed: int, call: int):
+def _masked(x, p: float, seed: int, call):
     y = empty_like(x)
     channels_last = x.ndim == 4 and not x.flags.c_contiguous
     C, P = (x.shape[1], x.shape[2] * x.shape[3]) if channels_last else (1, 1)
     threshold, scale = np.uint64(round(p * 2**32)), x.dtype.type(1 / (1 - p))
-    _apply(memory_run(x), memory_run(y), C, P, np.uint64(seed), np.uint64(call), threshold, scale)
+    _apply(memory_run(x), memory_run(y), C, P, np.uint64(seed), call, threshold, scale)
     return y
 
 
@@ -122,12 +122,19 @@ def dropout_forward(x, p=0.5, *, seed=0, call=0):
     """y = x / (1 − p) with probability 1 − p, else 0, for each element by itself: the expectation of y is x.
 
     x of any shape, 0 ≤ p < 1. `seed` (64 bits) names the generator, `call` (64 bits) the mask: count it up each time.
+    On a GPU, `call` may be an array there of one uint64, which stays as it is until the backward.
+
     Cost: ten rounds of integer arithmetic for each element; no mask is kept. Raises ValueError out of range.
     """
     if not 0 <= p < 1:
         raise ValueError(f"dropout: p must be in [0, 1), got {p}")
-    if not (0 <= seed < 2**64 and 0 <= call < 2**64):
+    if not (0 <= seed < 2**64 and (on_gpu(call) or 0 <= call < 2**64)):
         raise ValueError(f"dropout: seed and call must be in [0, 2⁶⁴), got {seed} and {call}")
+    if on_gpu(call):
+        if (device_of(call), call.size, call.dtype) != (device_of(x), 1, np.uint64):
+            raise ValueError(f"dropout: call must be an int, or one uint64 where x is, got {call.shape} {call.dtype}")
+    else:
+        call = xp_of(x).full(1, call, np.uint64) if on_gpu(x) else np.uint64(call)
     return _masked(x, p, seed, call), DropoutCache(p, seed, call, x.shape, x.dtype)
 
 

@@ -26,6 +26,7 @@ from threadpoolctl import ThreadpoolController
 
 from minivgg.backends import cuda, workspace
 from minivgg.backends.array import empty_on, on_gpu, xp_of
+from minivgg.backends.graph import between
 from minivgg.backends.jit import kernel, njit, prange, threads
 from minivgg.backends.microkernel import COLUMNS, ROWS, product
 from minivgg.backends.simd import LANES, traced, transpose
@@ -56,8 +57,7 @@ def gemm(a, b, out=None):
     if 0 in (M, K, N):
         out[...] = 0
     elif on_gpu(a):
-        with np.errstate(all="ignore"):  # where NumPy stands in for cuBLAS; see `_multiply`
-            xp_of(a).matmul(a, b, out=out)
+        between(by_cublas_on_gpu, a, b, out)
     elif any(m.dtype != np.float32 for m in (a, b, out)):
         _by_blas(a, b, out)
     elif M <= _FEW and N > 1 and b.T.flags.c_contiguous and out.flags.c_contiguous:
@@ -70,6 +70,12 @@ def gemm(a, b, out=None):
     else:
         out[...] = gemm(a, b)
     return out
+
+
+def by_cublas_on_gpu(a, b, out) -> None:
+    """out = a · b, for stacks of matrices as well, on a GPU. To be called by `between`: CuPy does not record it."""
+    with np.errstate(all="ignore"):  # where NumPy stands in for cuBLAS; see `_multiply`
+        xp_of(a).matmul(a, b, out=out)
 
 
 VARIANTS = {  # on a GPU: the block of threads, and the part of the result (rows, columns) that it computes

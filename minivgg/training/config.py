@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from minivgg.errors import BadInput
+from minivgg.training.graph import check_graphs
 
 OPTIMIZERS = ("sgd", "adam")
 
@@ -42,6 +43,7 @@ class Config:
     colour: float = 0.0
     seed: int = 0
     device: str = "cpu"
+    graphs: bool = False
 
     def __post_init__(self):
         for name, low in {"epochs": 1, "batch_size": 1, "lr": 0, "weight_decay": 0, "warmup": 0, "seed": 0}.items():
@@ -49,5 +51,6 @@ class Config:
                 raise BadInput(f"{name} must be at least {low}, got {getattr(self, name)}")
         if self.optimizer not in OPTIMIZERS:
             raise BadInput(f'no optimizer "{self.optimizer}"; there are {", ".join(OPTIMIZERS)}')
+        check_graphs(self.graphs, self.device)
         if not 0 <= self.label_smoothing < 1:
             raise BadInput(f"label_smoothing must be in [0, 1), got {self.label_smoothing}")

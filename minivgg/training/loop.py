@@ -17,10 +17,12 @@ import numpy as np
 from tqdm import tqdm
 
 from minivgg.backends.array import to, to_cpu, xp_of
+from minivgg.backends.graph import between, recording
 from minivgg.errors import BadInput
 from minivgg.layers import Dropout, Layer, auxiliary_loss_backward, auxiliary_loss_forward, walk_forward
 from minivgg.ops.softmax_cross_entropy import softmax_cross_entropy_backward, softmax_cross_entropy_forward
 from minivgg.training.checkpoints import select
+from minivgg.training.graph import RecordedStep, check_graphs
 from minivgg.training.loader import Loader
 from minivgg.training.optim import Optimizer, clip_gradients
 from minivgg.training.schedules import Schedule
@@ -61,6 +63,8 @@ def evaluate(model: Layer, loader: Loader, progress: bool = False, device: str =
 class Trainer:
     """A network in training, on `device`. `lr` is the peak rate, which `schedule` scales; `history` has a row an epoch.
 
+    With `graphs`, a step on a GPU is recorded, and then launched as a whole: see `training.graph`.
+
     A GPU is given its work ahead of time. Asking it for a number means to wait until it has done all of that, so the
     loss is looked at every `LOOK` steps only (on the CPU: each step), and may have been no number since the last time.
     """
@@ -75,10 +79,15 @@ class Trainer:
     label_smoothing: float = 0.0
     clip_norm: float | None = None
     device: str = "cpu"
+    graphs: bool = False
     epoch: int = 0
     batch: int = 0
     history: list[dict] = field(default_factory=list)
     _sums: dict[str, float] = field(default_factory=lambda: {"loss": 0.0, "correct": 0, "images": 0, "seconds": 0.0})
+
+    def __post_init__(self):
+        check_graphs(self.graphs, self.device)
+        self._step = RecordedStep(self._work, self.optimizer.params.values()) if self.graphs else self._work
 
     def step(self, x, labels) -> tuple[float, int]:
         """One step on a batch: forward, loss, backward, update. Returns (loss, how many were right), on a GPU as arrays
@@ -87,24 +96,33 @@ class Trainer:
         The losses of auxiliary heads, where the network has some, are followed too, but not in the loss returned, which
         is to be compared with that of a test. Raises Diverged if the loss is not finite: on the CPU before the update.
         """
-        x, labels = to(x, self.device), to(labels, self.device)
+        loss, correct = self._step(to(x, self.device), to(labels, self.device))
+        return (float(loss), int(correct)) if self.device == "cpu" else (loss, correct)
+
+    def _work(self, x, labels):
+        """What a step does where the data is. It can be recorded: whatever the host has to say is said `between`."""
         with np.errstate(all="ignore"):  # numbers that are not finite are looked for, not warned about
             scores = self.model.forward(x, train=True)
             loss, cache = softmax_cross_entropy_forward(scores, labels, self.label_smoothing)
             heads_loss, heads_cache = auxiliary_loss_forward(self.model, labels, self.label_smoothing)
-        if self._looks() and not math.isfinite(total := float(loss + heads_loss)):
-            raise Diverged(
-                f"the loss is {total} at epoch {self.epoch + 1}, batch {self.batch + 1}: {first_bad(self.model, x)}; "
-                f"try a learning rate below {self.lr}, a warm-up or gradient clipping"
-            )
+        between(self._look, loss, heads_loss, x)
         self.model.zero_grad()
         auxiliary_loss_backward(1, heads_cache)
         self.model.backward(softmax_cross_entropy_backward(1, cache), need_dx=False)
         if self.clip_norm is not None:
             clip_gradients(self.optimizer.params, self.clip_norm)
-        self.optimizer.step(self.lr * self.schedule(self.epoch + (self.batch + 1) / len(self.train)))
-        correct = (scores.argmax(axis=1) == labels).sum()
-        return (float(loss), int(correct)) if self.device == "cpu" else (loss.astype(np.float64), correct)
+        self.optimizer.step(self._rate if recording() else self._rate())
+        return loss.astype(np.float64), (scores.argmax(axis=1) == labels).sum()
+
+    def _rate(self) -> float:
+        return self.lr * self.schedule(self.epoch + (self.batch + 1) / len(self.train))
+
+    def _look(self, loss, heads_loss, x) -> None:
+        if self._looks() and not math.isfinite(total := float(loss + heads_loss)):
+            raise Diverged(
+                f"the loss is {total} at epoch {self.epoch + 1}, batch {self.batch + 1}: {first_bad(self.model, x)}; "
+                f"try a learning rate below {self.lr}, a warm-up or gradient clipping"
+            )
 
     def _looks(self) -> bool:
         """Whether this step may wait for its loss."""

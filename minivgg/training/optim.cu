@@ -1,22 +1,25 @@
 // Optimisers, a thread for each number of a parameter: everything that is known of it is read once and written once.
+//
+// What is another number in each step is read from memory, not given with the launch: so the launches of all steps are
+// the same, and can be recorded.
 // variants: T=float|double
 
-extern "C" __global__ void sgd(T* w, const T* g, T* v, T lr, T momentum, T decay, long long count) {
+extern "C" __global__ void sgd(T* w, const T* g, T* v, const T* lr, T momentum, T decay, long long count) {
     const long long i = global_thread();
     if (i >= count) return;
     v[i] = momentum * v[i] + (g[i] + decay * w[i]);
-    w[i] -= lr * v[i];
+    w[i] -= *lr * v[i];
 }
 
 extern "C" __global__ void adam(
-    T* w, const T* g, T* m, T* v, T lr, T beta1, T beta2, T rest1, T rest2, T correction1, T correction2, T eps,
-    T decay, long long count) {
+    T* w, const T* g, T* m, T* v, const T* lr, const T* correction1, const T* correction2, T beta1, T beta2, T rest1,
+    T rest2, T eps, T decay, long long count) {
     const long long i = global_thread();
     if (i >= count) return;
     const T gradient = g[i] + decay * w[i];
     m[i] = beta1 * m[i] + rest1 * gradient;
     v[i] = beta2 * v[i] + rest2 * gradient * gradient;
-    w[i] -= lr * (m[i] / correction1) / (sqrt(v[i] / correction2) + eps);
+    w[i] -= *lr * (m[i] / *correction1) / (sqrt(v[i] / *correction2) + eps);
 }
 
 // sums (blocks,): each block's part of Σ g², in float64.

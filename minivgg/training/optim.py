@@ -4,11 +4,13 @@ Weight decay is added to the gradient (L2, as in the paper) of weights alone: bi
 """
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 
 from minivgg.backends import cuda
 from minivgg.backends.array import device_of, memory_run, on_gpu, to, xp_of
+from minivgg.backends.graph import DeviceScalar, between
 from minivgg.backends.jit import kernel, prange
 from minivgg.layers import Param
 
@@ -23,7 +25,7 @@ def _sgd(w, g, v, lr, momentum, decay):
 
 @cuda.twin("training/optim.cu", "adam")
 @kernel
-def _adam(w, g, m, v, lr, beta1, beta2, rest1, rest2, correction1, correction2, eps, decay):
+def _adam(w, g, m, v, lr, correction1, correction2, beta1, beta2, rest1, rest2, eps, decay):
     for i in prange(w.size):
         gradient = g[i] + decay * w[i]
         m[i] = beta1 * m[i] + rest1 * gradient
@@ -45,18 +47,26 @@ class Optimizer:
 
     def __init__(self, params: dict[str, Param], weight_decay: float = 0.0):
         self.params, self.weight_decay, self.steps = params, weight_decay, 0
+        self._lr = DeviceScalar()
         self.state = {
             f"{slot}.{name}": xp_of(p.data).zeros_like(p.data) for slot in self.slots for name, p in params.items()
         }
 
-    def step(self, lr: float) -> None:
-        """One update with learning rate `lr`, in place. Parameters without a gradient stay as they are."""
-        self.steps += 1
+    def step(self, lr: float | Callable[[], float]) -> None:
+        """One update with learning rate `lr`, in place. Parameters without a gradient stay as they are.
+
+        Where steps are recorded (`backends.graph`), `lr` may be a function, which is asked in each replay.
+        """
+        between(lambda: self._begin(lr() if callable(lr) else lr))
         for name, p in self.params.items():
             if p.grad is not None:
                 state = [memory_run(self.state[f"{slot}.{name}"]) for slot in self.slots]
                 decay = self.weight_decay if p.data.ndim > 1 else 0.0
-                self._update(memory_run(p.data), memory_run(p.grad), state, lr, decay)
+                self._update(memory_run(p.data), memory_run(p.grad), state, self._lr.of(p.data), decay)
+
+    def _begin(self, lr: float) -> None:
+        self.steps += 1
+        self._lr.set(lr)
 
     def load_state(self, state: dict[str, np.ndarray], steps: int) -> None:
         """Go on from a saved `state` and count of steps. Raises ValueError where names or shapes differ."""
@@ -77,7 +87,7 @@ class SGD(Optimizer):
         self.momentum = momentum
 
     def _update(self, w, g, state, lr, decay):
-        _sgd(w, g, *state, *map(w.dtype.type, (lr, self.momentum, decay)))
+        _sgd(w, g, *state, lr, *map(w.dtype.type, (self.momentum, decay)))
 
 
 class Adam(Optimizer):
@@ -88,11 +98,16 @@ class Adam(Optimizer):
     def __init__(self, params, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8, weight_decay: float = 0.0):
         super().__init__(params, weight_decay)
         self.betas, self.eps = betas, eps
+        self._corrections = [DeviceScalar() for _ in betas]
+
+    def _begin(self, lr):
+        super()._begin(lr)
+        for correction, beta in zip(self._corrections, self.betas, strict=True):
+            correction.set(1 - beta**self.steps)
 
     def _update(self, w, g, state, lr, decay):
-        rests = [1 - beta for beta in self.betas]
-        corrections = [1 - beta**self.steps for beta in self.betas]
-        _adam(w, g, *state, *map(w.dtype.type, (lr, *self.betas, *rests, *corrections, self.eps, decay)))
+        corrections, rests = [c.of(w) for c in self._corrections], [1 - beta for beta in self.betas]
+        _adam(w, g, *state, lr, *corrections, *map(w.dtype.type, (*self.betas, *rests, self.eps, decay)))
 
 
 def clip_gradients(params: dict[str, Param], max_norm: float):

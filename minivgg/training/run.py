@@ -75,6 +75,7 @@ class Run:
             config.label_smoothing,
             config.clip_norm,
             config.device,
+            config.graphs,
         )
 
     def _optimizer(self, model: Sequential):

@@ -11,9 +11,11 @@ import numpy as np
 
 from minivgg.backends import cuda, workspace
 from minivgg.backends.array import device_of, nchw, nhwc, xp_of
+from minivgg.backends.graph import between
 from minivgg.ops.conv2d.packing import round_up
 from minivgg.ops.conv2d.spec import ConvSpec
 from minivgg.ops.conv2d.toom_cook import in_c, matrices
+from minivgg.ops.gemm import by_cublas_on_gpu
 
 VARIANTS = ("phased", "fused")
 
@@ -133,7 +135,8 @@ def _phased_on_gpu(m, x, U, y, grid, offset, epilogue):
         count = min(at_once, tiles - first)
         V = xp.empty((P, count, C), x.dtype)
         _kernel("transform_inputs", m, x.dtype).over(count * C, x, V, N, H, W, C, *grid, first, *offset)
-        M = xp.matmul(V, U)
+        M = xp.empty((P, count, O), x.dtype)
+        between(by_cublas_on_gpu, V, U, M)
         _kernel("transform_outputs", m, x.dtype).over(count * O, M, y, N, OH, OW, O, *grid, first, *epilogue)
 
 
@@ -173,7 +176,8 @@ def grad_weight_on_gpu(m, dy, x, spec: ConvSpec):
         _kernel("transform_inputs", m, x.dtype).over(parts * part * C, x, V, N, H, W, C, *places, *spec.padding)
         launch = _kernel("transform_upstream", m, x.dtype)
         launch((-(-parts * part // 32), -(-O // 8)), 256, dy, D, N, OH, OW, O, *places, parts, part)
-        products = xp.matmul(D, V)  # (P, parts, O, C)
+        products = xp.empty((P, parts, O, C), x.dtype)
+        between(by_cublas_on_gpu, D, V, products)
         total = products if total is None else xp.add(total, products, out=total)
     dw = xp.empty((O, 3, 3, C), x.dtype)
     _kernel("transform_gradient", m, x.dtype).over(O * C, total, dw, C, parts)
