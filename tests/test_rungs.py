@@ -23,7 +23,7 @@ CASES = {
     "two blocks of outputs": ((1, 2, 4, 5), 40, (3, 3), (1, 1), (1, 1)),
     "two blocks of inputs": ((1, 34, 4, 5), 16, (3, 3), (1, 1), (1, 1)),
     "whole tiles": ((1, 17, 6, 6), 48, (3, 3), (1, 1), (0, 0)),
-    "whole blocks": ((1, 32, 4, 4), 32, (3, 3), (1, 1), (1, 1)),
+    "whole blocks": ((1, 32, 4, 4), 64, (3, 3), (1, 1), (1, 1)),
     "many pixels": ((1, 2, 5, 35), 3, (3, 3), (1, 1), (1, 1)),
     "stride": ((2, 3, 8, 7), 5, (3, 3), (2, 1), (1, 1)),
     "many images, stride": ((9, 1, 9, 5), 2, (3, 3), (2, 3), (1, 1)),
@@ -162,6 +162,12 @@ def test_direct_copies_no_whole_blocks():
     assert direct.widened(narrow).shape == (1, 2, 2, 64)
 
 
+def test_direct_does_on_a_cpu_what_a_gpu_has_no_room_for(monkeypatch):
+    monkeypatch.setattr(direct.direct_on_gpu, "why_not", lambda spec: "no room")
+    spec = drawn("a pixel")[0]
+    assert (direct.supports(spec, "cpu"), direct.supports(spec, "gpu")) == (None, "no room")
+
+
 @pytest.mark.parametrize("name", FAST)
 def test_row(name):
     row, m = ALGORITHMS[name], {"winograd2": 2, "winograd": 4}.get(name)
@@ -247,7 +253,7 @@ def crumbs(request, monkeypatch):
     for module in (direct, implicit_gemm, winograd):
         monkeypatch.setattr(module, "threads", lambda: request.param)
     monkeypatch.setattr(direct, "_L2", 3000 if request.param <= 2 else 1)
-    monkeypatch.setattr(direct, "_CHAIN", 1 + request.param * 20)
+    monkeypatch.setattr(direct, "_CHAIN", 1 + request.param * 2)
     monkeypatch.setattr(implicit_gemm, "_GATHERED", 1)
     monkeypatch.setattr(packing, "_LAST_CACHE", 0)
     monkeypatch.setattr(winograd, "_CHUNK", 1)
