@@ -140,10 +140,13 @@ def _code(tree: ast.AST, function: str = "") -> Iterator[tuple[ast.AST, tuple, s
 
     No docstrings, annotations or messages; and nothing that launches CUDA kernels, neither functions named `…_on_gpu`
     nor what stands under `if on_gpu(…)`: what it does shows on a GPU or in the simulator only, whose own tests hold it,
-    and would take minutes for each mutant.
+    and would take minutes for each mutant. Nor what Python says makes no difference: the 1 of −1 in a reshape, where any
+    negative number stands for what is left, a zip's `strict`, and which line a warning names.
     """
     for field, value in ast.iter_fields(tree):
         if field in ("test", "body") and _asks_for_a_gpu(tree):
+            continue
+        if field == "value" and isinstance(tree, ast.keyword) and tree.arg in ("strict", "stacklevel"):
             continue
         for index, node in enumerate(value) if isinstance(value, list) else [(None, value)]:
             if field in ("annotation", "returns", "decorator_list") or isinstance(node, ast.JoinedStr | ast.Raise):
@@ -155,8 +158,12 @@ def _code(tree: ast.AST, function: str = "") -> Iterator[tuple[ast.AST, tuple, s
                 inside = f"{function}.{node.name}".lstrip(".")
             if isinstance(node, ast.expr | ast.stmt):
                 yield node, (tree, field, index), inside
-            if isinstance(node, ast.AST):
+            if isinstance(node, ast.AST) and not (_reshapes(tree) and isinstance(node, ast.UnaryOp)):
                 yield from _code(node, inside)
+
+
+def _reshapes(node: ast.AST) -> bool:
+    return isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "reshape"
 
 
 def _asks_for_a_gpu(node: ast.AST) -> bool:
