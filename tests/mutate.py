@@ -140,8 +140,8 @@ def _code(tree: ast.AST, function: str = "") -> Iterator[tuple[ast.AST, tuple, s
 
     No docstrings, annotations or messages; and nothing that launches CUDA kernels, neither functions named `…_on_gpu`
     nor what stands under `if on_gpu(…)`: what it does shows on a GPU or in the simulator only, whose own tests hold it,
-    and would take minutes for each mutant. Nor what Python says makes no difference: the 1 of −1 in a reshape, where any
-    negative number stands for what is left, a zip's `strict`, and which line a warning names.
+    and would take minutes for each mutant. Nor what makes no difference by what Python and NumPy say: the 1 of −1 in a
+    reshape, where any negative number stands for what is left, a zip's `strict`, and which line a warning names.
     """
     for field, value in ast.iter_fields(tree):
         if field in ("test", "body") and _asks_for_a_gpu(tree):
