@@ -138,8 +138,8 @@ def _put(node: ast.AST, parent: ast.AST, field: str, index: int | None) -> None:
 def _code(tree: ast.AST, function: str = "") -> Iterator[tuple[ast.AST, tuple, str]]:
     """Every node that is arithmetic, its place (parent, field, index) and its function.
 
-    No docstrings, annotations or messages; and nothing that launches CUDA kernels, neither functions named `…_on_gpu`
-    nor what stands under `if on_gpu(…)`: what it does shows on a GPU or in the simulator only, whose own tests hold it,
+    No docstrings, annotations or messages; and nothing that launches CUDA kernels, neither what is named `…_on_gpu` or
+    `…_ON_GPU` nor what stands under `if on_gpu(…)`: what it does shows on a GPU or in the simulator only, whose own tests hold it,
     and would take minutes for each mutant. Nor what makes no difference by what Python and NumPy say: the 1 of −1 in a
     reshape, where any negative number stands for what is left, a zip's `strict`, and which line a warning names.
     """
@@ -150,6 +150,8 @@ def _code(tree: ast.AST, function: str = "") -> Iterator[tuple[ast.AST, tuple, s
             continue
         for index, node in enumerate(value) if isinstance(value, list) else [(None, value)]:
             if field in ("annotation", "returns", "decorator_list") or isinstance(node, ast.JoinedStr | ast.Raise):
+                continue
+            if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]).endswith("_ON_GPU"):
                 continue
             inside = function
             if isinstance(node, ast.FunctionDef):

@@ -6,7 +6,7 @@ import pytest
 
 from minivgg import cudasim
 from minivgg.backends.array import SimulatedArray, to
-from minivgg.ops.gemm import VARIANTS, gemm, gemm_on_gpu
+from minivgg.ops.gemm import VARIANTS_ON_GPU, gemm, gemm_on_gpu
 from minivgg.testing.arrays import integers
 
 # M, K, N: single elements; whole tiles, with vectors and without; several tiles with a rest
@@ -20,7 +20,7 @@ def drawn(M, K, N, orders="CC", dtype="float32"):
     return to(a, "sim"), to(b, "sim"), np.einsum("mk,kn->mn", a, b)
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", VARIANTS_ON_GPU)
 @pytest.mark.parametrize("orders", ["CC", "CF", "FC", "FF"])
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_product_is_the_sum_over_k(variant, orders, dtype):
@@ -31,7 +31,7 @@ def test_product_is_the_sum_over_k(variant, orders, dtype):
         np.testing.assert_array_equal(c, expected)
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", VARIANTS_ON_GPU)
 @pytest.mark.parametrize("shape", [(5, 9, 6), (8, 8, 8), (3, 40, 4)])
 def test_no_races_and_nothing_out_of_bounds(variant, shape):
     a, b, expected = drawn(*shape)
@@ -41,7 +41,7 @@ def test_no_races_and_nothing_out_of_bounds(variant, shape):
         np.testing.assert_array_equal(gemm_on_gpu(a, b, variant=variant), expected)
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", VARIANTS_ON_GPU)
 def test_strided_and_misaligned_matrices(variant):
     a, b, expected = drawn(40, 24, 36)
     apart = np.full((80, 48), np.nan, np.float32)
@@ -52,7 +52,7 @@ def test_strided_and_misaligned_matrices(variant):
     np.testing.assert_array_equal(gemm_on_gpu(a, odd, variant=variant), expected)
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", VARIANTS_ON_GPU)
 def test_into_a_matrix_that_is_there(variant):
     a, b, expected = drawn(5, 3, 7)
     out = to(np.full((5, 7), np.nan, np.float32), "sim")
@@ -94,14 +94,16 @@ def traffic(variant):
 
 
 def test_each_variant_asks_less_of_global_memory():
-    read = [sum(t.transactions for t in traffic(v) if (t.memory, t.access) == ("global", "read")) for v in VARIANTS]
+    read = [
+        sum(t.transactions for t in traffic(v) if (t.memory, t.access) == ("global", "read")) for v in VARIANTS_ON_GPU
+    ]
     # sectors for a warp's product: 32 + 1, 1 + 4; then of a tile for 32 warps, and for 128 rows and columns
     products = 128 * 128 * 64 // 32
     assert read == [33 * products, 5 * products, 2 * 4 * products // 32, 2 * 128 * 64 * 4 // 32]
 
 
 def test_of_shared_memory_the_registers_save_most():
-    passes = {v: sum(t.transactions for t in traffic(v) if t.memory == "shared") for v in VARIANTS}
+    passes = {v: sum(t.transactions for t in traffic(v) if t.memory == "shared") for v in VARIANTS_ON_GPU}
     assert passes["naive"] == passes["coalesced"] == 0
     assert passes["register_blocked"] < passes["tiled"] / 6
     for variant in ("tiled", "register_blocked"):

@@ -37,6 +37,7 @@ def test_messages_and_what_launches_kernels_stay_as_they_are(changes):
     assert changes("def f(x):\n    return zip(x, x, strict=True)") == []
     assert changes("def f(x):\n    warn(x, stacklevel=2)") == [("f", "warn(x, stacklevel=2)  →  pass")]
     assert changes("def f(x):\n    return x.reshape(-1)") == [("f", "-1  →  1")]
+    assert changes("TILES_ON_GPU = 2 + 2") == []
     assert changes("def f(x):\n    return g(x) if on_gpu(x) else x\n    if on_gpu(x):\n        g(x)") == []
     assert changes("def f(x):\n    if on_gpu(x):\n        g(x)\n    else:\n        h(x)") == [("f", "h(x)  →  pass")]
 

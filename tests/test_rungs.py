@@ -254,7 +254,7 @@ def crumbs(request, monkeypatch):
         monkeypatch.setattr(module, "threads", lambda: request.param)
     monkeypatch.setattr(direct, "_L2", 3000 if request.param <= 2 else 1)
     monkeypatch.setattr(direct, "_CHAIN", 1 + request.param * 2)
-    monkeypatch.setattr(implicit_gemm, "_GATHERED", 1)
+    monkeypatch.setattr(implicit_gemm, "_GATHERED", 1 if request.param == 1 else 700)
     monkeypatch.setattr(packing, "_LAST_CACHE", 0)
     monkeypatch.setattr(winograd, "_CHUNK", 1)
     monkeypatch.setattr(winograd, "_GROUP", 4)

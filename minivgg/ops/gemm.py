@@ -78,7 +78,7 @@ def by_cublas_on_gpu(a, b, out) -> None:
         xp_of(a).matmul(a, b, out=out)
 
 
-VARIANTS = {  # on a GPU: the block of threads, and the part of the result (rows, columns) that it computes
+VARIANTS_ON_GPU = {  # on a GPU: the block of threads, and the part of the result (rows, columns) that it computes
     "naive": ((32, 8), (32, 8)),
     "coalesced": ((32, 8), (8, 32)),
     "tiled": ((32, 32), (32, 32)),
@@ -87,12 +87,12 @@ VARIANTS = {  # on a GPU: the block of threads, and the part of the result (rows
 
 
 def gemm_on_gpu(a, b, out=None, *, variant: str = "register_blocked"):
-    """a (M, K) · b (K, N) → (M, N) by a kernel of our own, one of `VARIANTS`: `gemm.cu` is a ladder to read, and race.
+    """a (M, K) · b (K, N) → (M, N) by a kernel of our own, one of `VARIANTS_ON_GPU`: `gemm.cu` is a ladder to read, and race.
 
     `gemm` is what to use. float32 or float64, on a GPU or its simulator; both factors may be transposed views. `out`
     is in C order. Raises KeyError for an unknown variant, ValueError for shapes that do not go together.
     """
-    (threads, (rows, columns)), xp = VARIANTS[variant], xp_of(a)
+    (threads, (rows, columns)), xp = VARIANTS_ON_GPU[variant], xp_of(a)
     (M, K), N = a.shape, b.shape[1]
     if len(b) != K or (out is not None and not (out.shape == (M, N) and out.flags.c_contiguous)):
         raise ValueError(f"gemm_on_gpu: a {a.shape} · b {b.shape} makes ({M}, {N}), in C order, where a has b's rows")
