@@ -139,9 +139,10 @@ def _code(tree: ast.AST, function: str = "") -> Iterator[tuple[ast.AST, tuple, s
     """Every node that is arithmetic, its place (parent, field, index) and its function.
 
     No docstrings, annotations or messages; and nothing that launches CUDA kernels, neither what is named `…_on_gpu` or
-    `…_ON_GPU` nor what stands under `if on_gpu(…)`: what it does shows on a GPU or in the simulator only, whose own tests hold it,
-    and would take minutes for each mutant. Nor what makes no difference by what Python and NumPy say: the 1 of −1 in a
-    reshape, where any negative number stands for what is left, a zip's `strict`, and which line a warning names.
+    `…_ON_GPU` nor what stands under `if on_gpu(…)`: what it does shows on a GPU or in the simulator only, whose own
+    tests hold it, and would take minutes for each mutant. Nor what makes no difference by what Python and NumPy say:
+    the 1 of −1 in a reshape, where any negative number stands for what is left, a zip's `strict`, and which line a
+    warning names.
     """
     for field, value in ast.iter_fields(tree):
         if field in ("test", "body") and _asks_for_a_gpu(tree):

@@ -87,7 +87,7 @@ VARIANTS_ON_GPU = {  # on a GPU: the block of threads, and the part of the resul
 
 
 def gemm_on_gpu(a, b, out=None, *, variant: str = "register_blocked"):
-    """a (M, K) · b (K, N) → (M, N) by a kernel of our own, one of `VARIANTS_ON_GPU`: `gemm.cu` is a ladder to read, and race.
+    """a (M, K) · b (K, N) → (M, N) by a kernel of our own, one of `VARIANTS_ON_GPU`: `gemm.cu` is a ladder to read.
 
     `gemm` is what to use. float32 or float64, on a GPU or its simulator; both factors may be transposed views. `out`
     is in C order. Raises KeyError for an unknown variant, ValueError for shapes that do not go together.
