@@ -60,14 +60,35 @@ def test_few_rows_against_rows(M, K, N, dtype, monkeypatch):
 
 def test_few_rows_are_multiplied_where_they_lie(monkeypatch):
     taken = []
-    monkeypatch.setattr(module, "_by_rows", lambda a, b, c, stretch, sums: taken.append((a.shape, b.shape)))
+    monkeypatch.setattr(module, "_by_rows", lambda a, b, c, stretch, sums: taken.append((a.shape, b.shape, sums.shape)))
+    monkeypatch.setattr(module, "threads", lambda: 3)
     x, w = (np.ones(shape, np.float32) for shape in ((16, 48), (5, 48)))
     gemm(x, w.T)
-    assert taken == [((16, 48), (5, 48))]
+    gemm(x, w[:2].T)
+    assert taken == [((16, 48), (5, 48), (3, 32)), ((16, 48), (2, 48), (3, 32))]  # room for 3 × 8 sums, in vectors
     for others in ((np.ones((17, 48), np.float32), w.T), (x, w.T.copy()), (x.astype(float), w.T.astype(float))):
         gemm(*others)
     gemm(x, w[:1].T)
-    assert len(taken) == 1
+    assert len(taken) == 2
+
+
+def test_how_blocks_are_cut(monkeypatch):
+    seen = []
+    monkeypatch.setattr(module, "_blocks", lambda *given: seen.append((*given[5:7], *(m.shape for m in given[7:10]))))
+    monkeypatch.setattr(module, "threads", lambda: 3)
+    a, b = np.ones((230, 600), np.float32), np.ones((600, 1540), np.float32)
+    gemm(a, b)
+    # 1540 columns are four blocks of at most 512, and so six for three threads: 9 × 32; 230 rows are two blocks of at
+    # most 224: 9 × 14. Copies are of 256 steps, rows 16 numbers further apart
+    assert seen == [(126, 288, (3, (126 + 16) * (256 + 16)), (3, 256 * 288), (3, 14 * 32))]
+
+
+@pytest.mark.parametrize(("rows", "streamed"), [(2048, False), (2050, True)])
+def test_more_than_32_mb_go_past_the_caches(rows, streamed, monkeypatch):
+    seen = []
+    monkeypatch.setattr(module, "_blocks", lambda *given: seen.append(given[-1]))
+    gemm(np.ones((rows, 9), np.float32), np.ones((9, 4096), np.float32))
+    assert seen == [streamed]
 
 
 @pytest.mark.parametrize(("M", "N"), [(1, 32), (15, 48), (230, 576), (2, 33)])

@@ -156,6 +156,35 @@ def test_how_direct_shares_the_cache(monkeypatch):
     assert seen[-1][2] == 1
 
 
+@pytest.mark.parametrize(
+    "x_shape, parts",
+    [
+        ((2, 1, 7, 6), 2),  # three groups of 28 pixels for three threads: two parts each, so that all have two tasks
+        ((3, 1, 5, 7), 2),  # four, one of them short
+        ((1, 1, 4, 7), 5),  # one, which six tasks would share; but there are five blocks of outputs
+        ((2, 1, 6, 14), 1),  # six: two for each thread
+    ],
+)
+def test_how_implicit_gemm_shares(x_shape, parts, monkeypatch):
+    seen = []
+    monkeypatch.setattr(implicit_gemm, "_convolve", lambda *given: seen.append((given[-2].shape, given[-1])))
+    monkeypatch.setattr(implicit_gemm, "threads", lambda: 3)
+    spec = ConvSpec.of(x_shape, (160, 1, 3, 3), padding=1)
+    implicit_gemm.forward(np.zeros(x_shape), np.zeros(spec.w_shape), spec)
+    assert seen == [((3, 28, 9), parts)]
+
+
+@pytest.mark.parametrize("gathered, H, rows", [(1000, 3, 4), (1000, 1, 2), (1, 3, 1), (4 << 20, 300, 300 * 2)])
+def test_how_much_implicit_gemm_gathers(gathered, H, rows, monkeypatch):
+    """Rows of 27 columns, and one more for the micro-kernel, in float64 are 224 bytes."""
+    seen = []
+    monkeypatch.setattr(implicit_gemm, "_correlate", lambda *given: seen.append((given[2].shape, given[-1].shape)))
+    monkeypatch.setattr(implicit_gemm, "_GATHERED", gathered)
+    spec = ConvSpec.of((1, 3, H, 2), (5, 3, 3, 3), padding=1)
+    implicit_gemm.grad_weight(np.zeros(spec.y_shape), np.zeros(spec.x_shape), spec)
+    assert seen == [((28, 32), (rows, 28))]
+
+
 def test_direct_copies_no_whole_blocks():
     wide, narrow = (np.ones((1, 2, 2, O)) for O in (64, 33))
     assert direct.widened(wide) is wide
