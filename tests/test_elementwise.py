@@ -131,6 +131,15 @@ def test_dropout_at_zero_is_the_identity(dtype):
     np.testing.assert_array_equal(dropout_forward(x, 0)[0], x)
 
 
+def test_dropout_takes_each_element_by_its_own_word():
+    """Element i has word i mod 4 of the counter i // 4, in whatever block it is."""
+    seed, call = 5 << 40 | 7, 3 << 33 | 1
+    y, _ = dropout_forward(np.full(2049, 3.0), 0.5, seed=seed, call=call)
+    for i in (0, 1, 819, 820, 1023, 1024, 1025, 1500, 2047, 2048):
+        words = philox(*map(np.uint64, (i // 4, 0, call % 2**32, call >> 32, seed % 2**32, seed >> 32)))
+        assert y[i] == (6 if words[i % 4] >= 2**31 else 0)
+
+
 def test_dropout_near_one_keeps_few_and_stays_finite(dtype):
     n, p = 2**16, 1 - 2.0**-12
     y, _ = dropout_forward(np.ones(n, dtype), p)
