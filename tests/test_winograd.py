@@ -43,6 +43,12 @@ def test_growth_of_the_definition_is_one():
     assert growth(2, 3) == pytest.approx(5 / 3)
 
 
+def test_growth_on_the_points_chosen():
+    """With ±2 in place of ½ and −2, F(4) would come to 25.7; with thirds or threes, to 16.9, and F(6) to 79."""
+    assert growth(4, 3) == pytest.approx(10.44, abs=0.01)
+    assert growth(6, 3) == pytest.approx(46.26, abs=0.01)
+
+
 def test_sandwich_is_a_matrix_product_on_both_sides():
     rng = np.random.default_rng(0)
     matrix, tile = rng.standard_normal((3, 4)), rng.standard_normal((4, 4))
