@@ -93,8 +93,8 @@ def _finish_block(code, rows, sums, bias, bias_at, floor, y, y_at, y_row, stream
 def finish(rows, sums, o, bias, floor, mask, masked, y, at, O, streamed):
     """y (rows, O)[:, o : o + 32] = max(sums + bias, floor); if `masked`, 0 unless mask > 0.
 
-    y and mask are flat, and what is meant begins at `at`: a slice for each block would count references, and each
-    count waits until all that was streamed is in memory, which took longer than the products of the first layer.
+    y and mask are flat, and what is meant begins at `at`. Written out in place: a call, with five arrays to pass, took
+    nearly as long as one of the first layer's products.
     """
     outputs = min(COLUMNS, O - o)
     if outputs == COLUMNS and not masked:

@@ -104,8 +104,8 @@ def _apart(tiles: int) -> int:
     """How many tiles a plane has room for: so that planes are no power of two apart, and may be in the cache together.
 
     A row of a plane is an odd number of cache lines (`_stride`). With 64 rows, all 36 numbers of a transformed tile
-    would lie in the one set of the first-level cache that serves every 4096th byte: the transforms took half as long
-    again, a whole convolution a tenth to a fifth.
+    would lie in the one set of the first-level cache that serves every 4096th byte: the transforms took twice as
+    long, a whole convolution a tenth to a fifth more.
     """
     even = round_up(tiles, 2)
     return even + 2 if even % 32 == 0 else even
