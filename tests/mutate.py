@@ -275,7 +275,7 @@ def _in_child(file: str, mutant: Mutant | None, seconds: float) -> None:
     os._exit(int(pytest.main([*options, "-k", which, *files])))
 
 
-def _quick_block(rows, a, a_at, a_strides, b, b_at, b_strides, c, c_at, c_row, lengths, add):
+def _quick_block(rows, a, a_at, a_strides, b, b_at, b_strides, c, c_at, c_row, lengths, add, *_):
     """What `microkernel._block` does, by NumPy: number by number, it takes half of the time of all tests of kernels."""
     (a_tap, a_row, a_step), (b_tap, b_step), (taps, steps) = a_strides, b_strides, lengths
     t, i, k, j = np.ogrid[:taps, :rows, :steps, :32]

@@ -139,21 +139,51 @@ def test_what_direct_asks_for(monkeypatch):
 
 def test_how_direct_shares_the_cache(monkeypatch):
     seen = []
-    monkeypatch.setattr(direct, "_convolve", lambda *arguments: seen.append((arguments[7], *arguments[-2:])))
+    monkeypatch.setattr(direct, "_convolve", lambda *given: seen.append((given[-2].shape, given[-1])))
+    monkeypatch.setattr(direct, "_convolve_streaming", lambda *given: seen.append((given[-3].shape, given[-2].shape)))
     monkeypatch.setattr(direct, "threads", lambda: 3)
     monkeypatch.setattr(direct, "streams", lambda y, at_once: True)
     monkeypatch.setattr(direct, "_L1", 26000)
     monkeypatch.setattr(direct, "_L2", 4000)
-    for O, together, streamed in ((64, 2, 1), (96, 2, 0)):
+    for O, together in ((64, (3, 2 * 14 * 32)), (96, 2)):
         spec = ConvSpec.of((2, 4, 41, 7), (O, 4, 3, 2), (2, 1), (1, 1))
         direct.forward(np.zeros(spec.x_shape), np.zeros(spec.w_shape), spec)
         # 9 columns, 4 channels, and the stride's 2 rows are 576 bytes: three times in half of the cache, of 7 in a task
         bands = (3, (3 - 1) * 2 + 3 + 1, 9, 4)
         # 3 × 2 × 4 × 32 numbers are 6144 bytes: two blocks in half of the cache; past the caches if those are all
-        assert (seen[-1][0], seen[-1][1].shape, seen[-1][2]) == (streamed, bands, together)
+        assert seen[-1] == (bands, together)
+    direct.grad_input(np.zeros(spec.y_shape), np.zeros(spec.w_shape), spec, mask=np.zeros(spec.x_shape))
+    assert seen[-1][1] == 1  # 3 × 2 × 96 × 32 numbers, and a mask
     monkeypatch.setattr(direct, "_L1", 6000)
     direct.forward(np.zeros(spec.x_shape), np.zeros(spec.w_shape), spec)
-    assert seen[-1][2] == 1
+    assert seen[-1][1] == 1
+
+
+@pytest.mark.parametrize("mask", [False, True])
+@pytest.mark.parametrize(
+    "O, C, size, window, stride",
+    [
+        (64, 3, 31, (3, 3), 1),  # blocks of 12 and 7 pixels; 27 steps for up to 24 lines
+        (32, 1, 16, (1, 1), 1),  # one step for 18 lines: most of them go afterwards
+        (96, 2, 9, (5, 2), 2),  # 20 steps for 10 lines, of three blocks
+        (64, 32, 6, (3, 2), 1),  # here dx has 32 channels, and goes past the caches as well
+    ],
+)
+def test_direct_past_the_caches(O, C, size, window, stride, mask, monkeypatch):
+    """Streaming changes the way of a result to memory, and nothing else."""
+    spec = ConvSpec.of((3, C, size, size), (O, C, *window), stride, 1)
+    rng = np.random.default_rng(0)
+    x, w, dy = (rng.standard_normal(shape, np.float32) for shape in (spec.x_shape, spec.w_shape, spec.y_shape))
+    b = rng.standard_normal(O, np.float32)
+    expected = direct.forward(x, w, spec, bias=b, relu=True), direct.grad_input(dy, w, spec, mask=x if mask else None)
+    streamed, run = [], direct._convolve_streaming
+    monkeypatch.setattr(direct, "_convolve_streaming", lambda *given: (streamed.append(1), run(*given)))
+    monkeypatch.setattr(direct, "streams", lambda y, at_once: y.shape[-1] % at_once == 0)
+    monkeypatch.setattr(direct, "_L1", 1 << 20)
+    found = direct.forward(x, w, spec, bias=b, relu=True), direct.grad_input(dy, w, spec, mask=x if mask else None)
+    assert len(streamed) == (1 if mask or C % 32 else 2)
+    for a, b in zip(expected, found, strict=True):
+        assert (a == b).all()
 
 
 @pytest.mark.parametrize(
@@ -187,8 +217,8 @@ def test_how_much_implicit_gemm_gathers(gathered, H, rows, monkeypatch):
 
 def test_direct_copies_no_whole_blocks():
     wide, narrow = (np.ones((1, 2, 2, O)) for O in (64, 33))
-    assert direct.widened(wide) is wide
-    assert direct.widened(narrow).shape == (1, 2, 2, 64)
+    assert packing.widened(wide) is wide
+    assert packing.widened(narrow).shape == (1, 2, 2, 64)
 
 
 def test_direct_does_on_a_cpu_what_a_gpu_has_no_room_for(monkeypatch):

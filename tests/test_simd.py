@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numba import njit
 
-from minivgg.backends import workspace
-from minivgg.backends.microkernel import even_rows, product
+from minivgg.backends import microkernel, workspace
+from minivgg.backends.microkernel import distance, even_rows, product, share
 from minivgg.backends.simd import LANES, run_plain, traced, transpose
 
 DTYPES = [np.float32, np.float64]
@@ -32,6 +32,8 @@ def sums(code, x, y, n, strides):
         for j in code.loop(2):
             for _ in code.when(j, 1):
                 total.value = total.value + x.load(i * strides[0] + j)
+            for _ in code.when_below(i, j):
+                total.value = total.value + 3 * x.load(j)
     y.store(0, total.value)
 
 
@@ -132,3 +134,26 @@ def test_product(rows, taps, steps, turned, add, dtype):
     atol = (taps * steps + 1) ** 2 * 25 * np.finfo(dtype).eps
     np.testing.assert_allclose(c[:rows, 3:35], expected, rtol=0, atol=atol)
     assert (np.delete(c[:rows], np.s_[3:35], axis=1) == outside).all()
+
+
+@given(st.integers(1, 60), st.integers(1, 9), st.integers(1, 5), st.integers(1, 3000))
+def test_products_share_what_they_fetch(rows, steps, products, length):
+    """One after another, and in equal strides; together all of it, and less than a stride for each step beyond."""
+    all_steps = -(-rows // 14) * steps
+    places = []
+    for number in range(products):
+        at, apart = share(number, products, 7, length, rows, steps)
+        places += [at + i * apart for i in range(all_steps)]
+    assert places == list(range(7, 7 + len(places) * apart, apart))
+    assert length <= len(places) * apart < length + len(places)
+
+
+def test_a_product_fetches_line_by_line(monkeypatch):
+    """In each step of all blocks of rows: 17 rows are 10 and 7, and the second block has six steps before it."""
+    asked = []
+    monkeypatch.setattr(microkernel, "_block", lambda *given: asked.append((given[0], *given[-2:])))
+    zeros = np.zeros(1000, np.float32)
+    plain = getattr(product, "py_func", product)
+    plain(17, zeros, 0, (0, 3, 1), zeros, 0, (96, 32), zeros, 0, 32, (2, 3), 0, ((100, 16),))
+    assert asked == [(10, 0, ((100, 16),)), (8, 6, ((100, 16),))]
+    assert distance(zeros[8:], zeros[3:]) == -5

@@ -91,6 +91,11 @@ class _Code:
         with self.builder.if_then(self.builder.icmp_signed("==", _value(number), _value(equals))):
             yield
 
+    def when_below(self, number, limit):
+        """`for _ in code.when_below(n, 3)`: the body is written once, and runs if n < 3."""
+        with self.builder.if_then(self.builder.icmp_signed("<", _value(number), _value(limit))):
+            yield
+
     def variable(self, vector):
         """A vector that a loop may change, by its `.value`. It lives in a register if there are enough of them."""
         return _Variable(self, vector)
@@ -254,6 +259,11 @@ class _Plain:
     @staticmethod
     def when(number, equals):
         if number == equals:
+            yield
+
+    @staticmethod
+    def when_below(number, limit):
+        if number < limit:
             yield
 
     @staticmethod

@@ -24,10 +24,18 @@ import numpy as np
 from minivgg.backends import workspace
 from minivgg.backends.array import nchw, nhwc, on_gpu
 from minivgg.backends.jit import kernel, njit, prange, threads
-from minivgg.backends.microkernel import COLUMNS, ROWS, even_rows, product
+from minivgg.backends.microkernel import COLUMNS, ROWS, even_rows, product, share, sums_of_products
 from minivgg.backends.simd import LANES, traced
 from minivgg.ops.conv2d import direct_on_gpu
-from minivgg.ops.conv2d.packing import epilogue, into_panels, round_up, streams, transposed, turned_into_panels
+from minivgg.ops.conv2d.packing import (
+    epilogue,
+    into_panels,
+    round_up,
+    streams,
+    turned_into_panels,
+    unpack_gradient,
+    widened,
+)
 from minivgg.ops.conv2d.spec import EVERY_DTYPE, Algorithm, ConvSpec
 
 _forward_on_gpu, _grad_input_on_gpu, _grad_weight_on_gpu = direct_on_gpu.BLOCKED
@@ -80,17 +88,17 @@ def _fill_band(x, n, top, left, dilation, band):
 
 
 @traced
-def _finish_block(code, rows, sums, bias, bias_at, floor, y, y_at, y_row, streamed):
-    """y (rows, 32) = max(sums + bias, floor), past the caches if `streamed` is 1."""
+def _finish_block(code, rows, sums, bias, bias_at, floor, y, y_at, y_row):
+    """y (rows, 32) = max(sums + bias, floor)."""
     least = floor.broadcast(0)
     biases = [bias.load(bias_at + j) for j in (0, LANES)]
     for i in code.loop(rows):
         for j, b in zip((0, LANES), biases, strict=True):
-            y.store_or_stream(y_at + i * y_row + j, (sums.load(i * COLUMNS + j) + b).at_least(least), streamed)
+            y.store(y_at + i * y_row + j, (sums.load(i * COLUMNS + j) + b).at_least(least))
 
 
 @njit(cache=True, inline="always")
-def finish(rows, sums, o, bias, floor, mask, masked, y, at, O, streamed):
+def finish(rows, sums, o, bias, floor, mask, masked, y, at, O):
     """y (rows, O)[:, o : o + 32] = max(sums + bias, floor); if `masked`, 0 unless mask > 0.
 
     y and mask are flat, and what is meant begins at `at`. Written out in place: a call, with five arrays to pass, took
@@ -98,7 +106,7 @@ def finish(rows, sums, o, bias, floor, mask, masked, y, at, O, streamed):
     """
     outputs = min(COLUMNS, O - o)
     if outputs == COLUMNS and not masked:
-        _finish_block(rows, sums, bias, o, floor, y, at + o, O, streamed)
+        _finish_block(rows, sums, bias, o, floor, y, at + o, O)
         return
     for i in range(rows):
         to = at + i * O + o
@@ -108,9 +116,7 @@ def finish(rows, sums, o, bias, floor, mask, masked, y, at, O, streamed):
 
 
 @kernel
-def _convolve(
-    x, filters, y, bias, floor, mask, masked, streamed, stride, offset, dilation, window, taps, bands, together
-):
+def _convolve(x, filters, y, bias, floor, mask, masked, stride, offset, dilation, window, taps, bands, together):
     """y (N, OH, OW, O) = the convolution of x (N, H, W, C) by filters (blocks, KH, KW·C, 32).
 
     A task is a band of output rows of one image; `bands` (workers, rows + 1, columns, C) holds what they look at, and a
@@ -148,11 +154,93 @@ def _convolve(
                                     filters, (block * KH + kh) * KW * C * COLUMNS, b_strides,
                                     sums, 0, COLUMNS, (min(taps, KH - kh), KW * C), min(kh, 1),
                                 )  # fmt: skip
-                            finish(count, sums, block * COLUMNS, bias, floor, kept, masked, results, to, O, streamed)
+                            finish(count, sums, block * COLUMNS, bias, floor, kept, masked, results, to, O)
+
+
+# ---- Large results of few multiplications: a first layer ----
+
+
+@traced
+def _block_while_streaming(
+    code, rows, a, a_at, a_strides, b, b_at, b_strides, lengths, bias, bias_at, floor, tiles, at, waiting, places, y
+):
+    """tiles (rows, 32) from `at` on = max(a · b + bias, floor), while the tile that waits goes to y, past the caches.
+
+    `waiting`: where it is in `tiles`, how many vectors it has, and where in y it belongs: number i at places[i] from
+    there. One goes in each step. That is about as fast as memory takes them; if they came together, nothing could be
+    multiplied until they had gone.
+    """
+    last, lines, to = waiting
+
+    def stream(i):
+        y.stream(to + places.integer(i), tiles.load(last + i * LANES))
+
+    def stream_one(step):
+        for _ in code.when_below(step, lines):
+            stream(step)
+
+    steps = lengths[0] * lengths[1]
+    for size in range(2, ROWS + 1, 2):
+        for _ in code.when(rows, size):
+            sums = sums_of_products(code, size, a, a_at, a_strides, b, b_at, b_strides, lengths, stream_one)
+            least = floor.broadcast(0)
+            for j in range(2):
+                after = bias.load(bias_at + j * LANES)
+                for i in range(size):
+                    tiles.store(at + i * COLUMNS + j * LANES, (sums[i][j].value + after).at_least(least))
+    for i in code.loop(lines + steps * -1):
+        stream(steps + i)
+
+
+@traced
+def _stream_tile(code, tiles, waiting, places, y):
+    """The tile that waits goes to y, as above."""
+    last, lines, to = waiting
+    for i in code.loop(lines):
+        y.stream(to + places.integer(i), tiles.load(last + i * LANES))
 
 
 @kernel
-def _correlate(x, dy, dw, run, stride, padding, chain, band):
+def _convolve_streaming(x, filters, y, bias, floor, stride, offset, dilation, window, bands, tiles, places):
+    """`_convolve` for a y that no cache holds, O a multiple of 32, and filters that the first-level cache holds.
+
+    `tiles` (workers, 2·14·32): each block of results waits in one half of it until the next block has been multiplied.
+    `places` (2·14): where in y its vectors go, from the block's first pixel on.
+    """
+    N, OH, OW, O = y.shape
+    C = x.shape[3]
+    KH, KW = window
+    results = y.reshape(-1)
+    workers, band_rows, columns, _ = bands.shape
+    rows = (band_rows - 1 - KH) // stride[0] + 1
+    at_once, half = even_rows(OW), tiles.shape[1] // 2
+    tasks_an_image = (OH + rows - 1) // rows
+    tasks = N * tasks_an_image
+    a_strides = (columns * C, stride[1] * C, 1)
+    b_strides = (KW * C * COLUMNS, COLUMNS)
+    for index in prange(workers):
+        worker = np.intp(index)
+        band, tile = bands[worker], tiles[worker]
+        at, last, lines, to = 0, 0, 0, 0
+        for task in range(worker * tasks // workers, (worker + 1) * tasks // workers):
+            n, first = task // tasks_an_image, task % tasks_an_image * rows
+            _fill_band(x, n, first * stride[0] - offset[0], -offset[1], dilation, band[:-1])
+            for oh in range(first, min(OH, first + rows)):
+                for ow in range(0, OW, at_once):
+                    count = min(at_once, OW - ow)
+                    seen = ((oh - first) * stride[0] * columns + ow * stride[1]) * C
+                    for block in range(len(filters)):
+                        _block_while_streaming(
+                            count + count % 2, band, seen, a_strides, filters, block * KH * KW * C * COLUMNS, b_strides,
+                            (KH, KW * C), bias, block * COLUMNS, floor, tile, at, (last, lines, to), places, results,
+                        )  # fmt: skip
+                        to, lines = ((n * OH + oh) * OW + ow) * O + block * COLUMNS, 2 * count
+                        at, last = half - at, at
+        _stream_tile(tile, (last, lines, to), places, results)
+
+
+@kernel
+def _correlate(x, dy, dw, run, stride, padding, chain, band, workers):
     """dw (KH, KW·C, O) += Σ over pixels of x ⊗ dy, where `run` = KW·C is padded to an even number, O to blocks of 32.
 
     Bands of rows are taken in turn, and of each as many rows at once as have `chain` pixels. All threads fill the band,
@@ -163,6 +251,7 @@ def _correlate(x, dy, dw, run, stride, padding, chain, band):
     band_rows, columns, C = band.shape
     rows = (band_rows - 1 - KH) // stride[0] + 1
     blocks, parts = O // COLUMNS, (run + ROWS - 1) // ROWS
+    tasks = blocks * KH * parts
     a_strides = (stride[0] * columns * C, 1, stride[1] * C)
     together = max(1, chain // OW)
     for n in range(N):
@@ -171,16 +260,24 @@ def _correlate(x, dy, dw, run, stride, padding, chain, band):
             for row in prange((count - 1) * stride[0] + KH):
                 r = np.intp(row)
                 _fill_band(x, n, first * stride[0] - padding[0] + r, -padding[1], (1, 1), band[r : r + 1])
-            for task in prange(KH * blocks * parts):
-                block, rest = divmod(np.intp(task), KH * parts)  # a thread stays with a block of dy, in its cache
-                kh, part = divmod(rest, parts)
-                i = part * ROWS
+            for index in prange(workers):
+                worker = np.intp(index)
+                begin, end = worker * tasks // workers, (worker + 1) * tasks // workers
                 for oh in range(0, count, together):
-                    product(
-                        min(ROWS, run - i), band, (oh * stride[0] + kh) * columns * C + i, a_strides,
-                        dy, (n * OH + first + oh) * OW * O + block * COLUMNS, (OW * O, O),
-                        dw, (kh * padded_run + i) * O + block * COLUMNS, O, (min(together, count - oh), OW), 1,
-                    )  # fmt: skip
+                    high = min(together, count - oh)
+                    dy_at = (n * OH + first + oh) * OW * O
+                    next_at = dy_at + high * OW * O
+                    for task in range(begin, end):
+                        block, rest = divmod(task, KH * parts)  # a thread stays with a block of dy, in its cache
+                        kh, part = divmod(rest, parts)
+                        i = part * ROWS
+                        wide = min(ROWS, run - i)
+                        product(
+                            wide, band, (oh * stride[0] + kh) * columns * C + i, a_strides,
+                            dy, dy_at + block * COLUMNS, (OW * O, O),
+                            dw, (kh * padded_run + i) * O + block * COLUMNS, O, (high, OW), 1,
+                            (share(task - begin, end - begin, next_at, together * OW * O, wide, high * OW),),
+                        )  # fmt: skip
 
 
 def _band_rows(OH: int, row_bytes: int, tasks: int) -> int:
@@ -192,26 +289,6 @@ def _band_rows(OH: int, row_bytes: int, tasks: int) -> int:
 def _band_shape(rows: int, OW: int, C: int, stride: tuple, window: tuple) -> tuple[int, int, int]:
     """What `rows` rows of outputs look at, (rows, columns, C), and one row more, which is read but not needed."""
     return (rows - 1) * stride[0] + window[0] + 1, (OW - 1) * stride[1] + window[1], C
-
-
-def widened(dy):
-    """dy (N, OH, OW, O) with outputs up to a multiple of 32, whatever they are; itself if it is one."""
-    O = dy.shape[3]
-    if O % COLUMNS == 0:
-        return dy
-    wide = workspace.buffer("direct upstream", (*dy.shape[:3], round_up(O, COLUMNS)), dy.dtype)
-    wide[..., :O] = dy
-    return wide
-
-
-def unpack_gradient(dw, spec: ConvSpec):
-    """dw (taps, run, O), both padded, → (O, C, KH, KW), where taps·run = KH·KW·C."""
-    taps = len(dw)
-    run = spec.columns // taps
-    result = workspace.empty((spec.O, taps, run), dw.dtype)
-    for tap in range(taps):
-        transposed(dw[tap, :run, : spec.O], result[:, tap])
-    return nchw(result.reshape(spec.O, spec.KH, spec.KW, spec.C))
 
 
 def pack(w):
@@ -242,9 +319,13 @@ def _run(x, filters, y, window, stride, offset, dilation, bias=None, relu=False,
     bands = workspace.buffer("direct bands", (workers, *_band_shape(rows, OW, C, stride, window)), x.dtype)
     after = epilogue(y, len(filters), bias, relu, mask)
     together = max(1, _L1 // 2 // filters[0].nbytes)
-    streamed = int(together >= len(filters) and streams(y, COLUMNS))
+    if mask is None and together >= len(filters) and streams(y, COLUMNS):
+        tiles = workspace.buffer("direct tiles", (workers, 2 * ROWS * COLUMNS), x.dtype)
+        places = np.add.outer(np.arange(ROWS) * y.shape[3], (0, LANES)).reshape(-1)
+        _convolve_streaming(x, filters, y, *after[:2], stride, offset, dilation, window, bands, tiles, places)
+        return
     taps = max(1, _CHAIN // (window[1] * C))
-    _convolve(x, filters, y, *after, streamed, stride, offset, dilation, window, taps, bands, together)
+    _convolve(x, filters, y, *after, stride, offset, dilation, window, taps, bands, together)
 
 
 def two_passes(run):
@@ -293,7 +374,7 @@ def grad_weight(dy, x, spec: ConvSpec):
     rows = _band_rows(spec.OH, x_row + dy_row // threads(), 1)
     rows = max(rows, min(_band_rows(spec.OH, x_row, 1), 2 * dw.nbytes // dy_row))
     band = workspace.buffer("direct bands", _band_shape(rows, spec.OW, spec.C, spec.stride, window), x.dtype)
-    _correlate(x, dy, dw, run, spec.stride, spec.padding, _CHAIN, band)
+    _correlate(x, dy, dw, run, spec.stride, spec.padding, _CHAIN, band, threads())
     return unpack_gradient(dw, spec)
 
 

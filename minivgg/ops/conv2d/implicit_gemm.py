@@ -22,8 +22,8 @@ from minivgg.backends import workspace
 from minivgg.backends.array import nhwc, on_gpu
 from minivgg.backends.jit import kernel, njit, prange, threads
 from minivgg.backends.microkernel import COLUMNS, ROWS, product
-from minivgg.ops.conv2d.direct import finish, pack, two_passes, unpack_gradient, widened
-from minivgg.ops.conv2d.packing import epilogue
+from minivgg.ops.conv2d.direct import finish, pack, two_passes
+from minivgg.ops.conv2d.packing import epilogue, unpack_gradient, widened
 from minivgg.ops.conv2d.spec import EVERY_DTYPE, Algorithm, ConvSpec
 from minivgg.ops.conv2d.tiling import filters_on_gpu, forward_on_gpu, grad_input_on_gpu, grad_weight_on_gpu
 
@@ -76,7 +76,7 @@ def _convolve(x, filters, y, bias, floor, mask, masked, window, stride, offset, 
                 product(
                     count, panel, 0, (0, K, 1), filters, block * K * COLUMNS, (0, COLUMNS), sums, 0, COLUMNS, (1, K), 0
                 )
-                finish(count, sums, block * COLUMNS, bias, floor, kept, masked, results, first * O, O, 0)
+                finish(count, sums, block * COLUMNS, bias, floor, kept, masked, results, first * O, O)
 
 
 @kernel

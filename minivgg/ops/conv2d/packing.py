@@ -2,10 +2,12 @@
 
 import numpy as np
 
-from minivgg.backends.array import nhwc
+from minivgg.backends import workspace
+from minivgg.backends.array import nchw, nhwc
 from minivgg.backends.jit import kernel, prange
 from minivgg.backends.microkernel import COLUMNS
 from minivgg.backends.simd import LANES, traced, transpose
+from minivgg.ops.conv2d.spec import ConvSpec
 
 _LAST_CACHE = 16 << 20  # bytes: what the next layer will still find in a cache
 
@@ -92,3 +94,23 @@ def into_panels(w, panels):
                     for j in range(k, min(k + LANES, K)):
                         for i in range(LANES):
                             panels[block, j, half + i] = w[o + i, j] if o + i < O else 0
+
+
+def widened(dy):
+    """dy (N, OH, OW, O) with outputs up to a multiple of 32, whatever they are; itself if it is one."""
+    O = dy.shape[3]
+    if O % COLUMNS == 0:
+        return dy
+    wide = workspace.buffer("widened upstream", (*dy.shape[:3], round_up(O, COLUMNS)), dy.dtype)
+    wide[..., :O] = dy
+    return wide
+
+
+def unpack_gradient(dw, spec: ConvSpec):
+    """dw (taps, run, O), both padded, → (O, C, KH, KW), where taps·run = KH·KW·C."""
+    taps = len(dw)
+    run = spec.columns // taps
+    result = workspace.empty((spec.O, taps, run), dw.dtype)
+    for tap in range(taps):
+        transposed(dw[tap, :run, : spec.O], result[:, tap])
+    return nchw(result.reshape(spec.O, spec.KH, spec.KW, spec.C))

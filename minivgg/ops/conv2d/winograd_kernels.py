@@ -17,7 +17,7 @@ from typing import NamedTuple
 import numpy as np
 
 from minivgg.backends.jit import kernel, njit, prange
-from minivgg.backends.microkernel import COLUMNS, product
+from minivgg.backends.microkernel import COLUMNS, distance, product, share
 from minivgg.backends.simd import LANES, traced
 from minivgg.ops.conv2d.packing import transpose_square
 from minivgg.ops.conv2d.toom_cook import matrices, sandwich
@@ -103,6 +103,14 @@ def _place(tile, grid):
     """tile → image, row and column of its first output."""
     n, rest = divmod(tile, grid.rows * grid.columns)
     return n, rest // grid.columns * grid.m, rest % grid.columns * grid.m
+
+
+@njit(cache=True)
+def _first_number(x, grid, tile):
+    """Where in x (N, H, W, C) the outputs of a tile begin, or what they look at."""
+    _, H, W, C = x.shape
+    n, h, w = _place(tile, grid)
+    return ((n * H + h) * W + w) * C
 
 
 @njit(cache=True)
@@ -234,13 +242,25 @@ def convolve(x, U, y, bias, floor, mask, masked, streamed, grid, offset, V, M, p
                 _load_tiles(x, False, grid, first, count, offset, V, v_at, T, v_stride, patch)
                 loaded = group
             block, last = part * blocks_at_once, min(blocks, (part + 1) * blocks_at_once)
-            for p in range(P):
-                for b in range(block, last):
-                    product(
-                        count, V, v_at + p * T * v_stride, (0, v_stride, 1),
-                        U, (p * blocks + b) * C * COLUMNS, (0, COLUMNS),
-                        M, m_at + p * T * m_stride + (b - block) * COLUMNS, m_stride, (1, C), 0,
-                    )  # fmt: skip
+            products = P * (last - block)
+            # memory answers meanwhile: next filters, what the next task's tiles look at, and what these tiles' mask is
+            of_x = products // 2 if masked else products
+            x_at = distance(U, x) + _first_number(x, grid, (task + 1) // parts * T)
+            mask_at = distance(U, mask) + _first_number(mask, grid, first)
+            for i in range(products):
+                p, b = divmod(i, last - block)
+                next_p, next_b = divmod((i + 1) % products, last - block)
+                u_at = (p * blocks + block + b) * C * COLUMNS
+                next_at = (next_p * blocks + block + next_b) * C * COLUMNS
+                if i < of_x:
+                    far = share(i, of_x, x_at, T * grid.m**2 * C, count, C)
+                else:
+                    far = share(i - of_x, products - of_x, mask_at, T * grid.m**2 * O, count, C)
+                product(
+                    count, V, v_at + p * T * v_stride, (0, v_stride, 1), U, u_at, (0, COLUMNS),
+                    M, m_at + p * T * m_stride + b * COLUMNS, m_stride, (1, C), 0,
+                    (share(0, 1, next_at, C * COLUMNS, count, C), far),
+                )  # fmt: skip
             o, outputs = block * COLUMNS, min(O, last * COLUMNS) - block * COLUMNS
             _store_tiles(
                 M, m_at, T, m_stride, grid, first, count, y, o, outputs, bias, floor, mask, masked, streamed, patch
@@ -267,11 +287,16 @@ def correlate(x, dy, grid, offset, V, D, G, patches):
             patch = patches[worker]
             _load_tiles(x, False, grid, first + t, end - t, offset, V, t * v_stride, T, v_stride, patch)
             _load_tiles(dy, True, grid, first + t, end - t, (0, 0), D, t * d_stride, T, d_stride, patch)
+        x_at = distance(V, x) + _first_number(x, grid, first + T)  # what is to be transformed next
+        dy_at = distance(V, dy) + _first_number(dy, grid, first + T)
         for task in prange(P * blocks):
-            p, b = divmod(np.intp(task), blocks)
+            i = np.intp(task)
+            p, b = divmod(i, blocks)
             product(
                 O, D, p * T * d_stride, (0, 1, d_stride), V, p * T * v_stride + b * COLUMNS, (0, v_stride),
                 G, p * G.shape[1] * g_stride + b * COLUMNS, g_stride, (1, count), min(first, 1),
+                (share(i, P * blocks, x_at, T * grid.m**2 * C, O, count),
+                 share(i, P * blocks, dy_at, T * grid.m**2 * O, O, count)),
             )  # fmt: skip
 
 
