@@ -47,6 +47,8 @@ _simulated = _Simulated()
 
 def device_of(x) -> str:
     """One of `DEVICES`, told by the type of `x` alone, so that nothing imports CuPy needlessly."""
+    if type(x) is np.ndarray:  # mostly; a small network asks some thousand times a second
+        return "cpu"
     if type(x).__module__.partition(".")[0] == "cupy":
         return "gpu"
     return "sim" if isinstance(x, SimulatedArray) else "cpu"

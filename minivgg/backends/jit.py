@@ -32,8 +32,7 @@ def _refuse(array, context):
 
 
 _one_launch_at_a_time = threading.Lock()
-
-
+_nothing = contextlib.nullcontext()
 _local = threading.local()
 
 
@@ -88,7 +87,7 @@ def kernel(function):
     @functools.wraps(function)
     def launch(*arguments):
         _configure()
-        with _one_launch_at_a_time, contextlib.nullcontext() if compiled.signatures else _patience():
+        with _one_launch_at_a_time, _nothing if compiled.overloads else _patience():
             return compiled(*arguments)
 
     return launch
