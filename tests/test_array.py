@@ -9,6 +9,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from minivgg.backends import array, jit, workspace
 from minivgg.backends.array import channels_last, empty_like, memory_run, nchw, nhwc, on_gpu, ordered_like, xp_of
@@ -321,11 +323,56 @@ def test_memory_of_a_large_array_serves_the_next_one():
     assert workspace.empty((512, 1536), np.float32).ctypes.data == place  # three quarters of it
 
 
+def test_memory_is_shared_out_and_grows_together_again():
+    """Of 12 MiB, a quarter each for three arrays; what two of them leave serves one of twice their size."""
+    workspace.release()
+    before = list(workspace._slabs)
+    whole = workspace.empty((12 << 20,), np.uint8)
+    place = whole.ctypes.data
+    del whole
+    parts = [workspace.empty((3 << 20,), np.uint8) for _ in range(3)]
+    assert [part.ctypes.data - place for part in parts] == [0, 3 << 20, 6 << 20]
+    del parts[:2]
+    assert workspace.empty((6 << 20,), np.uint8).ctypes.data == place
+    workspace.release()
+    assert len(workspace._slabs) == len(before) + 1  # the third still holds it
+    del parts
+    workspace.release()
+    assert workspace._slabs == before
+
+
+def test_a_small_array_holds_no_large_memory():
+    workspace.release()
+    whole = workspace.empty((64 << 20,), np.uint8)
+    place = whole.ctypes.data
+    del whole
+    assert workspace.empty((2 << 20,), np.uint8).ctypes.data == place  # one of 32 parts
+    assert not place <= workspace.empty(((2 << 20) - 64,), np.uint8).ctypes.data < place + (64 << 20)
+
+
+@settings(deadline=None, max_examples=50)
+@given(st.lists(st.tuples(st.integers(0, 5), st.integers(1 << 18, 1 << 21)), max_size=40))
+def test_arrays_of_the_pool_never_overlap(orders):
+    """Each order puts a new array in one of six places, whose old one goes: all others keep what was written."""
+    workspace.release()
+    before = workspace._in_use, list(workspace._slabs)
+    held = {}
+    for number, (place, size) in enumerate(orders):
+        held.pop(place, None)
+        held[place] = number, workspace.empty((size,), np.int32)
+        held[place][1][:] = number
+        assert held[place][1].ctypes.data % 64 == 0
+        assert all((array[:: 1 << 10] == n).all() and array[-1] == n for n, array in held.values())
+    held.clear()
+    workspace.release()
+    assert (workspace._in_use, workspace._slabs) == before
+
+
 def test_idle_memory_is_bounded():
     workspace.release()
-    for mib in (8, 4, 2, 8, 4, 2):
+    for mib in (8, 4, 2, 8, 4, 2, 16, 3, 8):
         workspace.empty((mib << 20,), np.uint8)  # dropped at once
-    assert sum(memory.nbytes for memory in workspace._idle) <= 1.25 * workspace._most_in_use
+    assert sum(slab.memory.nbytes for slab in workspace._slabs) <= 1.25 * workspace._most_in_use
 
 
 def test_compiling_is_announced_once_and_to_people_alone(monkeypatch, capsys):

@@ -6,9 +6,11 @@ A fresh page costs about 2.4 µs when it is first touched, so a 64 MB array made
 `buffer`   scratch, valid until the same thread asks for the same purpose again: one growing buffer for each purpose.
            How much an operation may ask for at once is `limit()`: 64 MiB, unless the environment variable
            `MINIVGG_WORKSPACE` or `set_limit` says otherwise.
-`empty`    results: an ordinary array for as long as anybody holds it. When nobody does, its memory serves the next one.
+`empty`    results: an ordinary array for as long as anybody holds it. When nobody does, its memory, or a part of it,
+           serves the next one.
 """
 
+import bisect
 import collections
 import math
 import os
@@ -57,26 +59,45 @@ def buffer(purpose: str, shape: tuple[int, ...], dtype) -> np.ndarray:
     return buffers[purpose][:nbytes].view(dtype).reshape(shape)
 
 
-class _Block:
-    """Memory that comes back to the pool when the last array on it goes."""
+class _Slab:
+    """Memory from the system, and the stretches (begin, end) of it that are idle, in bytes and in order."""
 
-    def __init__(self, memory: np.ndarray, shape: tuple, dtype: np.dtype):
-        self.memory = memory
+    def __init__(self, nbytes: int):
+        self.memory = _aligned(nbytes)
+        self.idle = [(0, nbytes)]
+
+    def give_back(self, begin: int, end: int) -> None:
+        """Let a stretch be idle again, as one with its neighbours if they are."""
+        at = bisect.bisect(self.idle, (begin, end))
+        if at < len(self.idle) and self.idle[at][0] == end:
+            end = self.idle.pop(at)[1]
+        if at > 0 and self.idle[at - 1][1] == begin:
+            at -= 1
+            begin = self.idle.pop(at)[0]
+        self.idle.insert(at, (begin, end))
+
+
+class _Block:
+    """A stretch of a slab, that comes back to it when the last array on it goes."""
+
+    def __init__(self, slab: _Slab, begin: int, nbytes: int, shape: tuple, dtype: np.dtype):
+        self.place = slab, begin, begin + nbytes
         self.__array_interface__ = {
             "version": 3,
-            "data": (memory.ctypes.data, False),
+            "data": (slab.memory.ctypes.data + begin, False),
             "shape": tuple(shape),
             "typestr": dtype.str,
         }
 
     def __del__(self):
-        _returned.append(self.memory)  # and no more: this may run at any moment, in any thread
+        _returned.append(self.place)  # and no more: this may run at any moment, in any thread
 
 
 _POOLED = 1 << 20  # bytes: smaller arrays are left to the system, which keeps their pages anyway
+_PART = 32  # a block has at least so small a part of its slab: for the slab has to stay as long as the block does
 _SLACK = 1.25  # the pool may hold this many times the memory that was ever in use at once
-_returned: collections.deque[np.ndarray] = collections.deque()
-_idle: list[np.ndarray] = []  # the one that came back last at the end
+_returned: collections.deque[tuple[_Slab, int, int]] = collections.deque()
+_slabs: list[_Slab] = []  # the one that served last at the end
 _pool = threading.Lock()
 _in_use = _most_in_use = 0
 
@@ -87,23 +108,54 @@ def empty(shape: tuple[int, ...], dtype) -> np.ndarray:
     nbytes = math.prod(shape) * dtype.itemsize
     if nbytes < _POOLED:
         return _aligned(nbytes).view(dtype).reshape(shape)
-    return np.asarray(_Block(_take(nbytes), shape, dtype))
+    nbytes += -nbytes % _ALIGNMENT
+    return np.asarray(_Block(*_take(nbytes), nbytes, shape, dtype))
 
 
-def _take(nbytes: int) -> np.ndarray:
-    """At least `nbytes`, but not twice as many, of idle memory if there is such a block, else of new."""
+def _take(nbytes: int) -> tuple[_Slab, int]:
+    """The beginning of the smallest idle stretch that is large enough, or of a new slab if there is none."""
     global _in_use, _most_in_use
     with _pool:
-        while _returned:
-            _idle.append(_returned.popleft())
-            _in_use -= _idle[-1].nbytes
-        fitting = [i for i, memory in enumerate(_idle) if nbytes <= memory.nbytes < 2 * nbytes]
-        memory = _idle.pop(min(fitting, key=lambda i: _idle[i].nbytes)) if fitting else None
-        _in_use += memory.nbytes if fitting else nbytes
+        _collect()
+        _in_use += nbytes
         _most_in_use = max(_most_in_use, _in_use)
-        while _idle and _in_use + sum(m.nbytes for m in _idle) > _SLACK * _most_in_use:
-            _idle.pop(0)
-        return _aligned(nbytes) if memory is None else memory
+        fitting = [
+            (end - begin, slab, begin)
+            for slab in _slabs
+            if slab.memory.nbytes <= _PART * nbytes
+            for begin, end in slab.idle
+            if end - begin >= nbytes
+        ]
+        if fitting:
+            size, slab, begin = min(fitting, key=lambda stretch: stretch[0])
+            _slabs.remove(slab)
+            slab.idle.remove((begin, begin + size))
+        else:
+            _make_room(nbytes)
+            size, slab, begin = nbytes, _Slab(nbytes), 0
+            slab.idle.clear()
+        if size > nbytes:
+            slab.give_back(begin + nbytes, begin + size)
+        _slabs.append(slab)
+        return slab, begin
+
+
+def _collect() -> None:
+    """Let what has come back be idle."""
+    global _in_use
+    while _returned:
+        slab, begin, end = _returned.popleft()
+        slab.give_back(begin, end)
+        _in_use -= end - begin
+
+
+def _make_room(nbytes: int) -> None:
+    """Let go of slabs that nobody uses, the one that served longest ago first, as long as there is too much."""
+    for slab in list(_slabs):
+        if sum(other.memory.nbytes for other in _slabs) + nbytes <= _SLACK * _most_in_use:
+            return
+        if slab.idle == [(0, slab.memory.nbytes)]:
+            _slabs.remove(slab)
 
 
 def _aligned(nbytes: int) -> np.ndarray:
@@ -113,7 +165,8 @@ def _aligned(nbytes: int) -> np.ndarray:
 
 
 def release() -> None:
-    """Give back this thread's buffers, and all idle memory."""
+    """Give back this thread's buffers, and all memory that no array is in."""
     _local.__dict__.clear()
     with _pool:
-        _idle.clear()
+        _collect()
+        _slabs[:] = [slab for slab in _slabs if slab.idle != [(0, slab.memory.nbytes)]]
