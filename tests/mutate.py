@@ -142,7 +142,7 @@ def _code(tree: ast.AST, function: str = "") -> Iterator[tuple[ast.AST, tuple, s
     `…_ON_GPU` nor what stands under `if on_gpu(…)`: what it does shows on a GPU or in the simulator only, whose own
     tests hold it, and would take minutes for each mutant. Nor what makes no difference by what Python and NumPy say:
     the 1 of −1 in a reshape, where any negative number stands for what is left, a zip's `strict`, and which line a
-    warning names.
+    warning names. Nor, in functions and calls named `…_to_fetch`, what memory is asked for before it is needed.
     """
     for field, value in ast.iter_fields(tree):
         if field in ("test", "body") and _asks_for_a_gpu(tree):
@@ -154,9 +154,11 @@ def _code(tree: ast.AST, function: str = "") -> Iterator[tuple[ast.AST, tuple, s
                 continue
             if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]).endswith("_ON_GPU"):
                 continue
+            if isinstance(node, ast.Call) and ast.unparse(node.func).endswith("to_fetch"):
+                continue
             inside = function
             if isinstance(node, ast.FunctionDef):
-                if node.name.endswith("_on_gpu"):
+                if node.name.endswith(("_on_gpu", "to_fetch")):
                     continue
                 inside = f"{function}.{node.name}".lstrip(".")
             if isinstance(node, ast.expr | ast.stmt):

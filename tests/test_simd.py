@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from numba import njit
 
 from minivgg.backends import microkernel, workspace
-from minivgg.backends.microkernel import distance, even_rows, product, share
+from minivgg.backends.microkernel import distance, even_rows, product, to_fetch
 from minivgg.backends.simd import LANES, run_plain, traced, transpose
 
 DTYPES = [np.float32, np.float64]
@@ -142,7 +142,7 @@ def test_products_share_what_they_fetch(rows, steps, products, length):
     all_steps = -(-rows // 14) * steps
     places = []
     for number in range(products):
-        at, apart = share(number, products, 7, length, rows, steps)
+        at, apart = to_fetch(number, products, 7, length, rows, steps)
         places += [at + i * apart for i in range(all_steps)]
     assert places == list(range(7, 7 + len(places) * apart, apart))
     assert length <= len(places) * apart < length + len(places)

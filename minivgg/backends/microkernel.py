@@ -69,7 +69,7 @@ def even_rows(rows):
 
 
 @njit(cache=True)
-def share(number, products, at, length, rows, steps):
+def to_fetch(number, products, at, length, rows, steps):
     """What product `number` of `products` equal ones should fetch, so that together, and evenly, they have fetched
     `length` numbers from `at` on: a pair for `fetch`. Each has `rows` rows and `steps` steps, all taps counted."""
     all_steps = (rows + ROWS - 1) // ROWS * steps

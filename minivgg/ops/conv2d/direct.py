@@ -24,7 +24,7 @@ import numpy as np
 from minivgg.backends import workspace
 from minivgg.backends.array import nchw, nhwc, on_gpu
 from minivgg.backends.jit import kernel, njit, prange, threads
-from minivgg.backends.microkernel import COLUMNS, ROWS, even_rows, product, share, sums_of_products
+from minivgg.backends.microkernel import COLUMNS, ROWS, even_rows, product, sums_of_products, to_fetch
 from minivgg.backends.simd import LANES, traced
 from minivgg.ops.conv2d import direct_on_gpu
 from minivgg.ops.conv2d.packing import (
@@ -266,7 +266,6 @@ def _correlate(x, dy, dw, run, stride, padding, chain, band, workers):
                 for oh in range(0, count, together):
                     high = min(together, count - oh)
                     dy_at = (n * OH + first + oh) * OW * O
-                    next_at = dy_at + high * OW * O
                     for task in range(begin, end):
                         block, rest = divmod(task, KH * parts)  # a thread stays with a block of dy, in its cache
                         kh, part = divmod(rest, parts)
@@ -276,7 +275,9 @@ def _correlate(x, dy, dw, run, stride, padding, chain, band, workers):
                             wide, band, (oh * stride[0] + kh) * columns * C + i, a_strides,
                             dy, dy_at + block * COLUMNS, (OW * O, O),
                             dw, (kh * padded_run + i) * O + block * COLUMNS, O, (high, OW), 1,
-                            (share(task - begin, end - begin, next_at, together * OW * O, wide, high * OW),),
+                            (to_fetch(
+                                task - begin, end - begin, dy_at + high * OW * O, together * OW * O, wide, high * OW
+                            ),),
                         )  # fmt: skip
 
 

@@ -17,7 +17,7 @@ from typing import NamedTuple
 import numpy as np
 
 from minivgg.backends.jit import kernel, njit, prange
-from minivgg.backends.microkernel import COLUMNS, distance, product, share
+from minivgg.backends.microkernel import COLUMNS, distance, product, to_fetch
 from minivgg.backends.simd import LANES, traced
 from minivgg.ops.conv2d.packing import transpose_square
 from minivgg.ops.conv2d.toom_cook import matrices, sandwich
@@ -106,11 +106,20 @@ def _place(tile, grid):
 
 
 @njit(cache=True)
-def _first_number(x, grid, tile):
-    """Where in x (N, H, W, C) the outputs of a tile begin, or what they look at."""
+def _first_to_fetch(a, x, tile, grid):
+    """Where in x (N, H, W, C) the outputs of a tile begin, and nearly so what they look at, from a's beginning."""
     _, H, W, C = x.shape
     n, h, w = _place(tile, grid)
-    return ((n * H + h) * W + w) * C
+    return distance(a, x) + ((n * H + h) * W + w) * C
+
+
+@njit(cache=True)
+def _far_to_fetch(i, products, x_at, of_x, mask_at, of_mask, rows, steps):
+    """What product i of a task fetches from far away: of x, but in the second half of a task of the mask, if any."""
+    before = products // 2 if of_mask > 0 else products
+    if i < before:
+        return to_fetch(i, before, x_at, of_x, rows, steps)
+    return to_fetch(i - before, products - before, mask_at, of_mask, rows, steps)
 
 
 @njit(cache=True)
@@ -242,24 +251,22 @@ def convolve(x, U, y, bias, floor, mask, masked, streamed, grid, offset, V, M, p
                 _load_tiles(x, False, grid, first, count, offset, V, v_at, T, v_stride, patch)
                 loaded = group
             block, last = part * blocks_at_once, min(blocks, (part + 1) * blocks_at_once)
-            products = P * (last - block)
+            width = last - block
             # memory answers meanwhile: next filters, what the next task's tiles look at, and what these tiles' mask is
-            of_x = products // 2 if masked else products
-            x_at = distance(U, x) + _first_number(x, grid, (task + 1) // parts * T)
-            mask_at = distance(U, mask) + _first_number(mask, grid, first)
-            for i in range(products):
-                p, b = divmod(i, last - block)
-                next_p, next_b = divmod((i + 1) % products, last - block)
-                u_at = (p * blocks + block + b) * C * COLUMNS
-                next_at = (next_p * blocks + block + next_b) * C * COLUMNS
-                if i < of_x:
-                    far = share(i, of_x, x_at, T * grid.m**2 * C, count, C)
-                else:
-                    far = share(i - of_x, products - of_x, mask_at, T * grid.m**2 * O, count, C)
+            x_at = _first_to_fetch(U, x, (task + 1) // parts * T, grid)
+            mask_at = _first_to_fetch(U, mask, first, grid)
+            for i in range(P * width):
+                p, b = divmod(i, width)
+                panel = p * blocks + block + b
+                near = to_fetch(
+                    0, 1, (panel + (1 if b + 1 < width else 1 + blocks - width)) * C * COLUMNS, C * COLUMNS, count, C
+                )
+                far = _far_to_fetch(
+                    i, P * width, x_at, T * grid.m**2 * C, mask_at, T * grid.m**2 * O if masked else 0, count, C
+                )
                 product(
-                    count, V, v_at + p * T * v_stride, (0, v_stride, 1), U, u_at, (0, COLUMNS),
-                    M, m_at + p * T * m_stride + b * COLUMNS, m_stride, (1, C), 0,
-                    (share(0, 1, next_at, C * COLUMNS, count, C), far),
+                    count, V, v_at + p * T * v_stride, (0, v_stride, 1), U, panel * C * COLUMNS, (0, COLUMNS),
+                    M, m_at + p * T * m_stride + b * COLUMNS, m_stride, (1, C), 0, (near, far),
                 )  # fmt: skip
             o, outputs = block * COLUMNS, min(O, last * COLUMNS) - block * COLUMNS
             _store_tiles(
@@ -287,16 +294,16 @@ def correlate(x, dy, grid, offset, V, D, G, patches):
             patch = patches[worker]
             _load_tiles(x, False, grid, first + t, end - t, offset, V, t * v_stride, T, v_stride, patch)
             _load_tiles(dy, True, grid, first + t, end - t, (0, 0), D, t * d_stride, T, d_stride, patch)
-        x_at = distance(V, x) + _first_number(x, grid, first + T)  # what is to be transformed next
-        dy_at = distance(V, dy) + _first_number(dy, grid, first + T)
+        x_at = _first_to_fetch(V, x, first + T, grid)  # what is to be transformed next
+        dy_at = _first_to_fetch(V, dy, first + T, grid)
         for task in prange(P * blocks):
             i = np.intp(task)
             p, b = divmod(i, blocks)
             product(
                 O, D, p * T * d_stride, (0, 1, d_stride), V, p * T * v_stride + b * COLUMNS, (0, v_stride),
                 G, p * G.shape[1] * g_stride + b * COLUMNS, g_stride, (1, count), min(first, 1),
-                (share(i, P * blocks, x_at, T * grid.m**2 * C, O, count),
-                 share(i, P * blocks, dy_at, T * grid.m**2 * O, O, count)),
+                (to_fetch(i, P * blocks, x_at, T * grid.m**2 * C, O, count),
+                 to_fetch(i, P * blocks, dy_at, T * grid.m**2 * O, O, count)),
             )  # fmt: skip
 
 
