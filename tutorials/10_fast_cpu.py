@@ -201,8 +201,9 @@ for n in (128, 256) if FAST else (512, 2048):
 # %% [markdown]
 # The result is the same in each, and so is the number of multiplications; only the order differs. (The first three run
 # on one thread, the library's on all; so compare the shares of what the machine could do at that moment. Dot by dot,
-# the larger product would take a minute.) Blocks pay where $b$ is too large for a core's own cache; where it fits, it
-# stays there by itself, and blocks only cost. Something is still missing after the caches.
+# the larger product would take a minute.) Blocks pay where $b$ is too large for a core's own cache and the next one is
+# slow, or shared with busy neighbours. Where $b$ fits, it stays by itself, and a quick third-level cache keeps up with
+# one thread of this kind: there blocks only cost. Something is still missing after the caches.
 #
 # ## Vectors, and a block of sums
 #
@@ -233,9 +234,12 @@ for rows, vectors in ((1, 1), (2, 2), (4, 2), (8, 2), (14, 2), (16, 2)):
 
 # %%
 text = Path(microkernel.__file__).read_text()
-print(re.search(r"@traced\ndef _block.*?(?=\n\n\n)", text, re.DOTALL)[0])
+print(re.search(r"def sums_of_products.*?(?=\n\n\n)", text, re.DOTALL)[0])
 
 # %% [markdown]
+# A step has room for a few more instructions: `meanwhile` mostly asks for a cache line that some later product will
+# need. Asked for evenly, one in each step, memory answers while the units multiply, and its answer costs nothing.
+#
 # ## Fewer multiplications
 #
 # Now arithmetic runs at nearly its full speed, and a layer has so and so many multiplications. That is the end.
