@@ -163,15 +163,15 @@ def test_how_direct_shares_the_cache(monkeypatch):
 @pytest.mark.parametrize(
     "O, C, size, window, stride",
     [
-        (64, 3, 31, (3, 3), 1),  # blocks of 12 and 7 pixels; 27 steps for up to 24 lines
-        (32, 1, 16, (1, 1), 1),  # one step for 18 lines: most of them go afterwards
-        (96, 2, 9, (5, 2), 2),  # 20 steps for 10 lines, of three blocks
-        (64, 32, 6, (3, 2), 1),  # here dx has 32 channels, and goes past the caches as well
+        (64, 3, (3, 19), (3, 3), 1),  # blocks of 10 and 9 pixels; 27 steps for 20 and 18 lines
+        (32, 1, (2, 14), (1, 1), 1),  # blocks of 8, and one step for 16 lines: most of them go afterwards
+        (96, 2, (5, 6), (5, 2), 2),  # 20 steps for 8 lines, of three blocks
+        (64, 32, (2, 4), (3, 2), 1),  # here dx has 32 channels, and goes past the caches as well
     ],
 )
 def test_direct_past_the_caches(O, C, size, window, stride, mask, monkeypatch):
     """Streaming changes the way of a result to memory, and nothing else."""
-    spec = ConvSpec.of((3, C, size, size), (O, C, *window), stride, 1)
+    spec = ConvSpec.of((2, C, *size), (O, C, *window), stride, 1)
     rng = np.random.default_rng(0)
     x, w, dy = (rng.standard_normal(shape, np.float32) for shape in (spec.x_shape, spec.w_shape, spec.y_shape))
     b = rng.standard_normal(O, np.float32)
