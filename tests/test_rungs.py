@@ -163,9 +163,9 @@ def test_how_direct_shares_the_cache(monkeypatch):
 @pytest.mark.parametrize(
     "O, C, size, window, stride",
     [
-        (64, 3, (3, 19), (3, 3), 1),  # blocks of 10 and 9 pixels; 27 steps for 20 and 18 lines
-        (32, 1, (2, 14), (1, 1), 1),  # blocks of 8, and one step for 16 lines: most of them go afterwards
-        (96, 2, (5, 6), (5, 2), 2),  # 20 steps for 8 lines, of three blocks
+        (64, 3, (3, 27), (3, 3), 1),  # blocks of 14 and 13 pixels; 27 steps for 28 and 26 lines
+        (32, 1, (2, 13), (1, 2), 1),  # two steps for 28 lines: most of them go afterwards
+        (96, 2, (17, 6), (5, 2), (2, 1)),  # bands of two rows; 20 steps for 14 lines, of three blocks
         (64, 32, (2, 4), (3, 2), 1),  # here dx has 32 channels, and goes past the caches as well
     ],
 )
