@@ -275,8 +275,10 @@ def _correlate(x, dy, dw, run, stride, padding, chain, band, workers):
                             wide, band, (oh * stride[0] + kh) * columns * C + i, a_strides,
                             dy, dy_at + block * COLUMNS, (OW * O, O),
                             dw, (kh * padded_run + i) * O + block * COLUMNS, O, (high, OW), 1,
+                            # a few filters wait for dy, so it is fetched; many need the cache for themselves
                             (to_fetch(
-                                task - begin, end - begin, dy_at + high * OW * O, together * OW * O, wide, high * OW
+                                task - begin, end - begin, dy_at + high * OW * O,
+                                together * OW * O if run <= ROWS else 0, wide, high * OW,
                             ),),
                         )  # fmt: skip
 
