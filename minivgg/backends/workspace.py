@@ -66,6 +66,9 @@ class _Slab:
         self.memory = _aligned(nbytes)
         self.idle = [(0, nbytes)]
 
+    def unused(self) -> bool:
+        return self.idle == [(0, self.memory.nbytes)]
+
     def give_back(self, begin: int, end: int) -> None:
         """Let a stretch be idle again, as one with its neighbours if they are."""
         at = bisect.bisect(self.idle, (begin, end))
@@ -154,7 +157,7 @@ def _make_room(nbytes: int) -> None:
     for slab in list(_slabs):
         if sum(other.memory.nbytes for other in _slabs) + nbytes <= _SLACK * _most_in_use:
             return
-        if slab.idle == [(0, slab.memory.nbytes)]:
+        if slab.unused():
             _slabs.remove(slab)
 
 
@@ -169,4 +172,4 @@ def release() -> None:
     _local.__dict__.clear()
     with _pool:
         _collect()
-        _slabs[:] = [slab for slab in _slabs if slab.idle != [(0, slab.memory.nbytes)]]
+        _slabs[:] = [slab for slab in _slabs if not slab.unused()]
