@@ -17,6 +17,8 @@ def test_examples_run(capsys):
         exec(block, scope)
     printed = capsys.readouterr().out
     assert re.match(r"loss \d\.\d\d, first layer's gradient \(16, 1, 3, 3\)\n\['naive', 'im2col'", printed)
+    said = re.search(r"diagnosis\[0\]\[:54\]\)  # (.*)", README)[1]
+    assert printed.count(said) == 2  # as promised beside the line that prints it, and in the report
     assert scope["dx"].shape == (8, 1, 32, 32)
     assert abs(scope["loss"] - np.log(10)) < 1
 

@@ -8,7 +8,7 @@ import numpy as np
 from minivgg.backends.array import to_cpu
 from minivgg.gradcheck.examine import Plan, examine, worse
 from minivgg.gradcheck.inquest import inquire
-from minivgg.gradcheck.invariants import Case, try_rules
+from minivgg.gradcheck.invariants import REPEATABLE, Case, try_rules
 from minivgg.gradcheck.numeric import Point, scale
 from minivgg.gradcheck.report import Report, Row
 from minivgg.gradcheck.targets import Target, as_target, signed
@@ -60,14 +60,16 @@ def check(
     case = Case(t, t.arguments, other, dy, rng)
     invariants = try_rules(case)
 
-    names = [name for name, a in t.arguments.items() if _comparable(case, name)]
+    repeatable = all(rule.ok for rule in invariants if rule.name == REPEATABLE)
+    arguments = list(t.arguments) if repeatable else []
+    names = [name for name in arguments if _comparable(case, name)]
     plan = Plan(max(3, evaluations // (4 * max(1, len(names)))), full, complex_step)
     points = [Point(t, t.arguments, dy, rng)] if names else []
     found = {name: examine(points[0], name, plan) for name in names}
     if any(finding.row.kinks for finding in found.values()):
         points.append(Point(t, other, dy, rng))  # what hides behind a kink shows beside it
         found |= {name: worse(finding, examine(points[1], name, plan)) for name, finding in found.items()}
-    rows = {name: found[name].row if name in found else _not_measured(case, name) for name in t.arguments}
+    rows = {name: found[name].row if name in found else _not_measured(case, name) for name in arguments}
     wrong = [name for name, row in rows.items() if not row.ok]
     relocated, sentences = inquire(case, found, wrong, evaluations // 2)
     return Report(

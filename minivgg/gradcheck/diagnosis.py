@@ -13,6 +13,8 @@ import numpy as np
 
 _AXES = {4: ("sample", "channel", "row", "column"), 2: ("sample", "feature"), 1: ("element",)}
 _FILTER_AXES = {4: ("output channel", "input channel", "filter row", "filter column"), 2: ("output", "input")}
+NO_PATTERN = "none of the known patterns"
+ONLY_IN = "wrong only in"
 _FILTERS = "w", "weight", "weights", "kernel", "filters"
 
 
@@ -63,7 +65,7 @@ def diagnose(evidence: Evidence) -> str:
     """One sentence on the error in one argument's gradient."""
     sentences = (pattern(evidence) for pattern in PATTERNS)
     share = np.mean(evidence.wrong[evidence.seen]) if evidence.seen.any() else 1
-    unknown = f"none of the known patterns; {share:.0%} of the elements measured are wrong"
+    unknown = f"{NO_PATTERN}; {share:.0%} of the elements measured are wrong"
     return f"{evidence.argument}: {next(filter(None, sentences), unknown)}"
 
 
@@ -140,7 +142,7 @@ def confined(e: Evidence) -> str | None:
         if e.wrong.any() and not (e.wrong & ~region).any():
             inside = replace(e, measured=np.where(region, e.measured, np.nan))
             kind = all_zeros(inside) or constant_factor(inside)
-            return f"wrong only in {name}" + (f", and there {kind}" if kind else "")
+            return f"{ONLY_IN} {name}" + (f", and there {kind}" if kind else "")
     return None
 
 
@@ -197,7 +199,7 @@ def _projection(rows: np.ndarray, basis: np.ndarray) -> np.ndarray:
 
 
 def missing_factor(e: Evidence) -> str | None:
-    """A factor that is one of the known arrays: y, 1 − y, x, or batch norm's weight a channel."""
+    """A factor that is one of the known arrays: y, 1 − y, x, or batch norm's weight a channel; or one for another."""
     factors = {}
     for name, a in e.known.items():
         channels = (1, -1) + (1,) * (e.claimed.ndim - 2)
@@ -210,6 +212,9 @@ def missing_factor(e: Evidence) -> str | None:
             return f"a factor {name} too many"
         if a.all() and e.explained_by(e.measured / a):
             return f"a missing factor {name}"
+    for (name, a), (other, b) in itertools.permutations(factors.items(), 2):
+        if b.all() and e.explained_by(e.measured * a / b):
+            return f"a factor {name} where {other} should be"
     return None
 
 

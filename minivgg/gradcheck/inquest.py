@@ -4,11 +4,11 @@ from dataclasses import replace
 
 import numpy as np
 
-from minivgg.gradcheck.diagnosis import Evidence, diagnose, wrong_shape
+from minivgg.gradcheck.diagnosis import NO_PATTERN, ONLY_IN, Evidence, diagnose, wrong_shape
 from minivgg.gradcheck.examine import Finding
 from minivgg.gradcheck.invariants import Case, batch_leak
-from minivgg.gradcheck.kinks import probe
-from minivgg.gradcheck.numeric import Point, central, elements, single, some_of
+from minivgg.gradcheck.kinks import Probe, probe
+from minivgg.gradcheck.numeric import Point, central, choose_step, elements, scale, single, some_of
 from minivgg.gradcheck.report import Row
 
 
@@ -25,10 +25,18 @@ def inquire(case: Case, found: dict[str, Finding], wrong: list[str], limit: int)
         if name in found:
             rows[name], evidence = locate(found[name], limit)
             leak = batch_leak(case) if name == first else None
-            sentences.append(stale(found[name], case) or leak or diagnose(evidence))
+            sentences.append(stale(found[name], case) or leak or pattern(found[name], case, evidence))
         elif case.gradients[name] is None or case.gradients[name].shape != case.arguments[name].shape:
             sentences.append(wrong_shape(name, case.gradients[name], case.arguments[name].shape))
     return rows, sentences
+
+
+def pattern(finding: Finding, case: Case, evidence: Evidence) -> str:
+    """What `diagnose` says; where that is a place or nothing, how the error goes with the argument may say more."""
+    sentence = diagnose(evidence)
+    if NO_PATTERN in sentence or ONLY_IN in sentence:
+        return against_its_argument(finding, case, whole=NO_PATTERN in sentence) or sentence
+    return sentence
 
 
 def whereabouts(names: list[str], wrong: list[str]) -> str:
@@ -98,3 +106,52 @@ def stale(finding: Finding, case: Case) -> str | None:
     if abs(slope.error) > slope.tolerance:
         return None
     return f"{name}: a stale cache: this is the gradient for the arguments of an earlier call"
+
+
+def against_its_argument(finding: Finding, case: Case, *, whole: bool) -> str | None:
+    """Of a y that is a function of each element alone: by how much its derivative is wrong, from negative arguments to
+    positive ones, and what is wrong if it is so on one side only, or everywhere but at zero. Without `whole`, None
+    unless it is right on one side."""
+    name = finding.row.argument
+    a = case.arguments[name]
+    if a.size < 2 or a.shape != case.y.shape or not _element_by_element(case, name):
+        return None
+    values = scale(a) * np.array([-2.0, -1.0, 0.0, 1.0, 2.0])
+    probes = [_derivative(case, name, value) for value in values]
+    wrong = [not p.ok for p in probes]
+    below, zero, above = any(wrong[:2]), wrong[2], any(wrong[3:])
+    if not (below or zero or above):
+        return None
+    errors = ", ".join(
+        f"{p.analytic - p.numeric if bad else 0:+.3g} at {value:+.3g}".replace("+0 at +0", "0 at 0")
+        for value, p, bad in zip(values, probes, wrong, strict=True)
+    )
+    table = f"the error in dy/d{name}, a function of each {name} alone, is {errors}"
+    if below != above:
+        return f"{name}: right for {name} {'>' if below else '<'} 0, wrong on the other side: {table}"
+    if not whole:
+        return None
+    if not zero and abs(probes[2].numeric) > probes[2].tolerance:
+        return f"{name}: a term with a factor {name} is wrong, the rest is right: {table}"
+    return f"{name}: {table}"
+
+
+def _element_by_element(case: Case, name: str) -> bool:
+    """Whether each y depends on its own element of the argument only: half of the elements are moved, and the y of the
+    others stay."""
+    a = case.arguments[name]
+    half = np.arange(a.size).reshape(a.shape) % 2 == 0
+    moved = (
+        case.target.forward(case.arguments | {name: np.where(half, other, a)}).y
+        for other in (a + scale(a), a - scale(a))
+    )
+    return all(np.array_equal(y[~half], case.y[~half]) for y in moved)
+
+
+def _derivative(case: Case, name: str, value: float) -> Probe:
+    """The derivative of y's first element where its argument has this value, measured and claimed."""
+    dy = np.zeros(case.y.shape)
+    dy.flat[0] = 1
+    point = Point(case.target, case.arguments | {name: np.full(case.y.shape, value)}, dy, case.rng)
+    first = single(case.y.shape, (0,) * case.y.ndim)
+    return probe(point, name, "", first, choose_step(point, name, first))

@@ -5,7 +5,7 @@ import math
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from minivgg.gradcheck.invariants import Invariant
+from minivgg.gradcheck.invariants import REPEATABLE, Invariant
 from minivgg.gradcheck.numeric import Point
 
 
@@ -62,7 +62,8 @@ _WORDS = 0, 1, 2, len(_HEADS) - 1
 
 @dataclass
 class Report:
-    """The result of `check`: `ok` or not. Print it, show it in a notebook, `plot()` it, or `raise_if_failed()`.
+    """The result of `check`: `ok` or not, which is its truth as well. Print it, show it in a notebook, `plot()` it, or
+    `raise_if_failed()`. There are no rows where two runs differ, since nothing can be measured there.
 
     `diagnosis` says, a sentence each, what is wrong; `evaluations` counts the forwards that slopes have taken, and
     `seconds` is the time of the whole check.
@@ -79,6 +80,9 @@ class Report:
     @property
     def ok(self) -> bool:
         return all(row.ok for row in self.rows) and all(i.ok for i in self.invariants)
+
+    def __bool__(self) -> bool:
+        return self.ok
 
     @property
     def broken(self) -> list[str]:
@@ -102,7 +106,8 @@ class Report:
         lines = ["  ".join(_aligned(row, widths)).rstrip() for row in cells]
         lines.insert(1, "  ".join("─" * w for w in widths))
         held = len(self.invariants) - len(self.broken)
-        lines += ["", f"{held} of {len(self.invariants)} invariants hold", *(f"✗ not so: {i}" for i in self.broken)]
+        lines = [*lines, ""] if self.rows else []
+        lines += [f"{held} of {len(self.invariants)} invariants hold", *(f"✗ not so: {i}" for i in self.broken)]
         lines += ["", "Diagnosis", *(f"• {sentence}" for sentence in self.diagnosis)] if self.diagnosis else []
         return "\n".join([self._title(), "", *lines])
 
@@ -110,9 +115,20 @@ class Report:
 
     def _title(self) -> str:
         kinks = f", {self.kinks} kink{'s' * (self.kinks > 1)}" if self.kinks else ""
-        verdict = "the gradient is right" if all(row.ok for row in self.rows) else "the gradient is WRONG"
-        verdict += ", but not all invariants hold" if self.broken else ""
-        return f"{self.target}: {verdict} ({self.evaluations} forwards{kinks})"  # no seconds: same seed, same text
+        return (
+            f"{self.target}: {self._verdict()} ({self.evaluations} forwards{kinks})"  # no seconds: same seed, same text
+        )
+
+    def _verdict(self) -> str:
+        """ "Right" is said only where everything holds."""
+        if self.ok:
+            return "the gradient is right"
+        if REPEATABLE in self.broken:
+            return "the gradient cannot be judged, since two runs on the same arguments differ"
+        broken = f"{len(self.broken)} invariant{'s do' if len(self.broken) > 1 else ' does'} not hold"
+        if all(row.ok for row in self.rows):
+            return f"NOT right: the slopes agree, but {broken}"
+        return "the gradient is WRONG" + (f", and {broken}" if self.broken else "")
 
     def _repr_html_(self) -> str:
         def row(cells, tag="td", style=""):

@@ -75,6 +75,9 @@ class Report:
     def ok(self) -> bool:
         return not self.failures
 
+    def __bool__(self) -> bool:
+        return self.ok
+
     @property
     def failures(self) -> list[Result]:
         """The broken rules."""
