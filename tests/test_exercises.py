@@ -259,3 +259,55 @@ def test_bad_arguments(arguments, says, capsys):
 def test_functions_are_counted():
     with pytest.raises(BadInput, match="takes 2: linear_forward, linear_backward"):
         check_exercise("01.1", np.add)
+
+
+# ---- Answers that end the program ----
+
+LEAVING = {
+    "sys.exit": "import sys\ndef softmax_forward(x):\n    sys.exit()",
+    "sys.exit(0) after some right answers": (
+        "import sys\ncalls = []\ndef softmax_forward(x):\n    calls.append(x)\n"
+        "    e = np.exp(x - x.max(1, keepdims=True))\n"
+        "    return sys.exit(0) if len(calls) > 3 else e / e.sum(1, keepdims=True)"
+    ),
+    "quit": "def softmax_forward(x):\n    raise SystemExit",
+    "a BaseException of one's own": "class Stop(BaseException): pass\ndef softmax_forward(x):\n    raise Stop",
+}
+
+
+@pytest.mark.parametrize("code", LEAVING.values(), ids=LEAVING)
+def test_an_answer_that_leaves_is_not_right(code, answer):
+    verdict = answer("01.2", code)
+    assert not verdict.ok
+    assert "It ends the program" in str(verdict) and "in softmax_forward, line" in str(verdict)
+    assert progress()["01.2"] == {"tries": 1, "right": None}
+
+
+ENDING = LEAVING | {
+    "os._exit(0)": "import os\ndef softmax_forward(x):\n    os._exit(0)",
+    "os._exit(0) in the file": "import os\nos._exit(0)",
+    "os._exit(0) at the end": "import atexit, os\natexit.register(os._exit, 0)\ndef softmax_forward(x):\n    return x",
+    "a signal": "import os, signal\ndef softmax_forward(x):\n    os.kill(os.getpid(), signal.SIGSEGV)",
+    "a thread that stays": (
+        "import threading, time\nthreading.Thread(target=time.sleep, args=(600,)).start()\n"
+        "def softmax_forward(x):\n    return x"
+    ),
+}
+
+
+@pytest.mark.parametrize("code", ENDING.values(), ids=ENDING)
+def test_no_way_to_end_python_is_right(code, tmp_path, capfd):
+    path = tmp_path / "mine.py"
+    path.write_text(f"import numpy as np\n{code}\n")
+    assert main(["check", "01.2", "--file", str(path)]) == 1
+    assert "✗ 01.2 softmax, without overflow: not right yet" in capfd.readouterr().out
+    assert progress()["01.2"] == {"tries": 1, "right": None}
+
+
+def test_a_verdict_is_true_where_it_is_right():
+    right = check_exercise("01.1", linear_forward, linear_backward)
+    wrong = check_exercise("01.1", linear_forward, lambda dy, cache: (dy, dy, dy))
+    unwritten = check_exercise("01.1", *[lambda *_: (_ for _ in ()).throw(NotImplementedError)] * 2)
+    for verdict in right, wrong, unwritten:
+        assert bool(verdict) is verdict.ok is (verdict is right)
+    assert bool(right.report) and not wrong.report

@@ -19,7 +19,8 @@ def add(commands) -> None:
 
 def run(arguments) -> int:
     from minivgg.errors import BadInput
-    from minivgg.exercises import EXERCISES, check_file
+    from minivgg.exercises import EXERCISES
+    from minivgg.exercises.apart import check_file_apart
 
     if arguments.exercise is None:
         if arguments.file or arguments.picture:
@@ -30,18 +31,9 @@ def run(arguments) -> int:
         row = EXERCISES.get(arguments.exercise)
         names = f" that defines {', '.join(row.functions)}" if row else ""
         raise BadInput(f"which file? Give one{names}: minivgg check {arguments.exercise} --file mine.py")
-    verdict = check_file(arguments.exercise, arguments.file)
-    print(verdict)
-    if arguments.picture:
-        from minivgg.insight import pictures
-
-        try:
-            figure = verdict.plot()
-        except ValueError as error:
-            raise BadInput(str(error)) from error
-        pictures.save(figure, arguments.picture)
-        print(f"\nsee {arguments.picture}")
-    return 0 if verdict.ok else 1
+    right, text = check_file_apart(arguments.exercise, arguments.file, arguments.picture)
+    print(text)
+    return 0 if right else 1
 
 
 def overview() -> str:

@@ -46,36 +46,47 @@ DRAW = "`.plot()` on this verdict, or --picture wrong.png on the command line, d
 
 @dataclass
 class Verdict:
-    """What is to be said of an answer. Print it, or let a notebook show it; `plot()` draws a wrong gradient.
+    """What is to be said of an answer. Print it, or let a notebook show it; `plot()` draws a wrong gradient. Its truth
+    is `ok`.
 
-    `report` is the conformance suite's, None where the answer is not written yet.
+    `report` is the conformance suite's, None where there is none: the answer is not written yet (`missing` says what
+    to write), or it ended the program in the middle (`ended` says where).
     """
 
     exercise: Exercise
     report: Report | None
     missing: str = ""
+    ended: str = ""
 
     @property
     def ok(self) -> bool:
         return self.report is not None and self.report.ok
 
+    def __bool__(self) -> bool:
+        return self.ok
+
+    @property
+    def _failures(self) -> list[Result]:
+        return [] if self.report is None else self.report.failures
+
     @property
     def first(self) -> Result | None:
         """The broken rule to look at first."""
-        failures = self.report.failures if self.report else []
-        return min(failures, key=lambda r: FIRST.index(r.rule) if r.rule in FIRST else len(FIRST), default=None)
+        return min(self._failures, key=lambda r: FIRST.index(r.rule) if r.rule in FIRST else len(FIRST), default=None)
 
     def plot(self, path: str | Path | None = None):
-        """The picture of the wrong gradient. Raises ValueError if the mistake is not in a gradient."""
-        reports = [result.gradient for result in (self.report.failures if self.report else []) if result.gradient]
+        """The picture of the wrong gradient. Raises BadInput if the mistake is not in a gradient."""
+        reports = [result.gradient for result in self._failures if result.gradient is not None]
         if not reports:
-            raise ValueError(f"{self.exercise.id}: no wrong gradient to draw")
+            raise BadInput(f"{self.exercise.id}: no wrong gradient to draw")
         return reports[0].plot(path)
 
     def __str__(self) -> str:
         name = f"{self.exercise.id} {self.exercise.title}"
         if self.missing:
             return f"… {name}: not yet\n\n{self.missing}"
+        if self.ended:
+            return f"✗ {name}: not right yet\n\n{self.ended}"
         if self.ok:
             rules = [result for result in self.report.results if result.trials]
             trials = sum(result.trials for result in rules)
@@ -96,7 +107,7 @@ class Verdict:
         return f"How we do it: {self.exercise.ours}{then}."
 
     def _told(self, result: Result) -> list[str]:
-        if result.gradient:
+        if result.gradient is not None:
             diagnosis = "\n".join(result.gradient.diagnosis)
             advice = next((advice for sign, advice in NEXT.items() if sign in diagnosis), "")
             result = replace(result, advice=f"{advice} {DRAW}".lstrip())
@@ -110,20 +121,30 @@ def check_exercise(exercise: str, *functions: Callable) -> Verdict:
 
     Raises BadInput for an unknown exercise, or for another number of functions.
     """
-    row = _row(exercise)
+    row = exercise_row(exercise)
     if len(functions) != len(row.functions) or not all(map(callable, functions)):
         raise BadInput(f"exercise {exercise} takes {len(row.functions)}: {', '.join(row.functions)}")
-    with np.errstate(all="ignore"):  # what a wrong answer overflows in, the rules say better
-        report = row.check(*functions)
+    verdict = _held(row, functions)
+    record(exercise, verdict.ok)
+    return verdict
+
+
+def _held(row: Exercise, functions: tuple[Callable, ...]) -> Verdict:
+    try:
+        with np.errstate(all="ignore"):  # what a wrong answer overflows in, the rules say better
+            report = row.check(*functions)
+    except (Exception, KeyboardInterrupt):  # ours, and Ctrl-C: the rules catch what exceptions an answer raises
+        raise
+    except BaseException as error:  # SystemExit, and what else would end the program without a word
+        what = f"It ends the program, by {type(error).__name__}, where it should return an answer"
+        where = _last_line_of_theirs(error)
+        return Verdict(row, None, ended=f"{what}{f': in {where}' if where else '.'}")
     errors = [result.error for result in report.failures]
     if any(isinstance(error, NotImplementedError) for error in errors):
         where = next(filter(None, map(_last_line_of_theirs, errors)), "").partition(":")[0]
         missing = f"It raises NotImplementedError{f' in {where}' if where else ''}: that is where your code goes."
-        verdict = Verdict(row, None, missing + f"\n{_to_write(row)}")
-    else:
-        verdict = Verdict(row, report)
-    record(exercise, verdict.ok)
-    return verdict
+        return Verdict(row, None, missing + f"\n{_to_write(row)}")
+    return Verdict(row, report)
 
 
 def check_file(exercise: str, path: Path) -> Verdict:
@@ -131,7 +152,7 @@ def check_file(exercise: str, path: Path) -> Verdict:
 
     Raises BadInput if the file cannot be run, with the line that fails, or lacks a function.
     """
-    row = _row(exercise)
+    row = exercise_row(exercise)
     found = vars(_run(Path(path)))
     missing = [name for name in row.functions if not callable(found.get(name))]
     if missing:
@@ -139,7 +160,8 @@ def check_file(exercise: str, path: Path) -> Verdict:
     return check_exercise(exercise, *(found[name] for name in row.functions))
 
 
-def _row(exercise: str) -> Exercise:
+def exercise_row(exercise: str) -> Exercise:
+    """The row of the table. Raises BadInput for an unknown exercise."""
     if exercise not in EXERCISES:
         raise BadInput(f'no exercise "{exercise}"; there are {", ".join(EXERCISES)}')
     return EXERCISES[exercise]
@@ -161,7 +183,9 @@ def _run(path: Path):
     module = sys.modules[name] = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
-    except (Exception, SystemExit) as error:
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # SystemExit is no Exception
         line = error.lineno if isinstance(error, SyntaxError) else _line_in(path, error)
         place = f"line {line}: " if line else ""
         raise BadInput(f"{path}: {place}{type(error).__name__}: {error}") from error
@@ -173,7 +197,7 @@ def _line_in(path: Path, error: BaseException) -> int | None:
     return lines[-1] if lines else None
 
 
-def _last_line_of_theirs(error: Exception | None) -> str:
+def _last_line_of_theirs(error: BaseException | None) -> str:
     """Where in their code an exception came from: the last line that is neither ours nor a library's."""
     frames = traceback.extract_tb(error.__traceback__) if error else []
     for frame in reversed(frames):
