@@ -99,7 +99,7 @@ IN_OTHER_WORDS = {
     "x written to": "arguments and dy are left alone",
     "dy written to": "arguments and dy are left alone",
     "channels-last memory gives another gradient of x": "memory order does not matter",
-    "a second run gives another gradient of x": "twice the same gives the same bits",
+    "a second forward gives another y": "twice the same gives the same bits",
     "a forward with other inputs in between changes the gradient of x: the cache is shared": "a cache belongs to its",
     "b: not summed over dimension 0: the gradient is (3, 4), the argument (4,)": "found db (3, 4)",
     "bias: not summed over dimension 0: the gradient is (2, 3), the argument (3,)": "found dbias (2, 3)",

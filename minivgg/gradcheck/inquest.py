@@ -137,21 +137,20 @@ def against_its_argument(finding: Finding, case: Case, *, whole: bool) -> str | 
 
 
 def _element_by_element(case: Case, name: str) -> bool:
-    """Whether each y depends on its own element of the argument only: half of the elements are moved, and the y of the
-    others stay."""
+    """Whether each y depends on its own element of the argument only: some elements are moved, and the y of the others
+    stay. In eight draws, one of two elements is moved without the other but for one time in 256."""
     a = case.arguments[name]
-    half = np.arange(a.size).reshape(a.shape) % 2 == 0
-    moved = (
-        case.target.forward(case.arguments | {name: np.where(half, other, a)}).y
-        for other in (a + scale(a), a - scale(a))
-    )
-    return all(np.array_equal(y[~half], case.y[~half]) for y in moved)
+    for _ in range(8):
+        moved = case.rng.random(a.shape) < 0.5
+        y = case.target.forward(case.arguments | {name: np.where(moved, a + scale(a), a)}).y
+        if not np.array_equal(y[~moved], case.y[~moved]):
+            return False
+    return True
 
 
 def _derivative(case: Case, name: str, value: float) -> Probe:
     """The derivative of y's first element where its argument has this value, measured and claimed."""
-    dy = np.zeros(case.y.shape)
-    dy.flat[0] = 1
-    point = Point(case.target, case.arguments | {name: np.full(case.y.shape, value)}, dy, case.rng)
     first = single(case.y.shape, (0,) * case.y.ndim)
+    a = np.where(first, value, case.arguments[name])
+    point = Point(case.target, case.arguments | {name: a}, first, case.rng)
     return probe(point, name, "", first, choose_step(point, name, first))

@@ -83,13 +83,13 @@ def sigmoid_half_a_derivative(dy, cache):
     return dy * cache
 
 
-@bug(sigmoid_backward, SIGMOID, "x: none of the known patterns")
+@bug(sigmoid_backward, SIGMOID, "x: the error in dy/dx, a function of each x alone")
 def sigmoid_with_the_derivative_of_tanh(dy, cache):
     """dy·(1 − y²), which is right for tanh."""
     return dy * (1 - cache**2)
 
 
-@bug(sigmoid_forward, SIGMOID, "x: none of the known patterns")
+@bug(sigmoid_forward, SIGMOID, "x: the error in dy/dx, a function of each x alone")
 def sigmoid_caches_x(x):
     """Keeps x for backward, which takes it for y."""
     return sigmoid_forward(x)[0], x
@@ -145,7 +145,7 @@ def dropout_mask_missing(dy, cache):
 _calls = itertools.count()
 
 
-@bug(dropout_forward, DROPOUT, "a second run gives another gradient of x")
+@bug(dropout_forward, DROPOUT, "a second forward gives another y")
 def dropout_unseeded(x, p=0.5, *, seed=0, call=0):
     """Draws from a generator of its own, so that no run can be repeated."""
     return dropout_forward(x, p, seed=seed, call=next(_calls))
