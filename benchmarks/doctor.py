@@ -64,7 +64,7 @@ def begin(name: str) -> Run:
 def consult(run: Run) -> dict:
     """What the doctor says after the first batch."""
     trainer = run.trainer
-    checkup = doctor.examine(trainer.model, *next(trainer.train.epoch(0)), run.config.lr)
+    checkup = doctor.examine(trainer.model, *next(trainer.train.epoch(0)), run.config.lr, run.config.warmup)
     findings = doctor.diagnose(checkup)
     return {
         "factor": checkup.factor,

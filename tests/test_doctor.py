@@ -11,6 +11,8 @@ from minivgg.insight.doctor import diagnose, examine, try_initialisers, verdict
 from minivgg.layers import BatchNorm2d, Conv2d, Dropout, Flatten, Linear, MaxPool2d, ReLU, Sequential, Sigmoid
 from minivgg.models import build, initialise
 from minivgg.models.roles import copy_roles, roles
+from minivgg.training.config import Config
+from minivgg.training.run import Run
 
 
 def batch(count=24, channels=1, size=32, classes=10, seed=0):
@@ -161,6 +163,42 @@ def test_a_learning_rate_that_is_too_large():
     x, labels = batch()
     assert names(examine(vgg(), x, labels, lr=3)) == ["the learning rate is too large"]
     assert names(examine(vgg(), x, labels, lr=0.01)) == []
+
+
+def test_the_defaults_of_training_are_no_illness(tmp_path):
+    """They reach 90.6%: a rate that is large for layers without a norm, and is reached by a warm-up."""
+    run = Run(Config(), tmp_path)
+    for epoch, size in ((0, 64), (1, 32), (2, 16)):
+        x, labels = next(run.trainer.train.epoch(epoch))
+        found = examine(run.trainer.model, x[:size], labels[:size], run.config.lr, run.config.warmup)
+        assert verdict(diagnose(found)) == "should train"
+        assert found.rows[0].normalised and not found.rows[-1].normalised
+
+
+def test_a_norm_bears_large_steps_and_a_warm_up_helps_the_others():
+    """Measured, in docs/doctor.md: what trains and what does not."""
+    x, labels = batch(64)
+
+    def largest(net, kind):
+        return max(row.update for row in examine(net, x, labels, lr=1.0).hidden if row.normalised is kind)
+
+    normalised, plain = vgg("vgg11_bn"), vgg("vgg11")
+    for layer in normalised.features:
+        if isinstance(layer, Conv2d):
+            layer.weight.data *= 0.1  # the same network, and a hundred times the share
+    before_a_norm, others = largest(normalised, True), largest(normalised, False)
+    assert before_a_norm > 20 * others
+    lr = 0.002 / others  # the layers before a norm take steps of more than 4%, the others of 0.2%
+    assert names(examine(normalised, x, labels, lr, warmup=0)) == []
+    assert names(examine(normalised, x, labels, 1.1 / before_a_norm, warmup=1)) == [doctor.RATE]
+    lr = 0.004 / largest(plain, False)
+    assert names(examine(plain, x, labels, lr, warmup=1)) == []
+    (finding,) = diagnose(examine(plain, x, labels, lr, warmup=0))
+    assert finding.name == doctor.RATE
+    assert "or a warm-up of an epoch" in str(finding)
+    (finding,) = diagnose(examine(plain, x, labels, 2 * lr, warmup=1))
+    assert "changes 0.8% of" in str(finding) and "0.75% too much" in str(finding)
+    assert "warm-up" not in str(finding)
 
 
 def test_sigmoids_let_gradients_vanish_while_activations_stay():

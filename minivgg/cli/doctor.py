@@ -27,6 +27,7 @@ def add(commands) -> None:
     command.add_argument("--run", type=Path, metavar="DIR", help="examine the trained network of a run instead")
     command.add_argument("--init", default="he", metavar="NAME", help="he, xavier, paper, lsuv, or normal:STD")
     command.add_argument("--lr", type=float, metavar="RATE", help="learning rate to judge by (0.01, or the run's)")
+    command.add_argument("--warmup", type=float, metavar="EPOCHS", help="epochs until that rate (1, or the run's)")
     command.add_argument("--width", type=float, metavar="X", help="multiplies the number of filters (the model's own)")
     command.add_argument("--classifier-width", type=int, metavar="N", help="units of the linear layers (the model's)")
     command.add_argument("--input-size", type=int, default=32, metavar="PX", help="height and width of the images")
@@ -54,13 +55,15 @@ def run(arguments) -> None:
         model, preprocessing, _ = load_model(arguments.run)
         config = read_config(arguments.run / "config.json") if arguments.run.is_dir() else Config()
         x, labels, _ = _batch(arguments, arguments.data or config.data, preprocessing)
-        name, lr = f"{arguments.run}, trained", arguments.lr or config.lr
+        name, default_lr, default_warmup = f"{arguments.run}, trained", config.lr, config.warmup
     else:
         x, labels, classes = _batch(arguments, arguments.data or Config().data, None)
         build = _builder(arguments, classes, x)
         model = build(arguments.init)
-        name, lr = f"{arguments.model}, started by {arguments.init}", arguments.lr or 0.01
-    checkup = doctor.examine(model, x, labels, lr)
+        name, default_lr, default_warmup = f"{arguments.model}, started by {arguments.init}", 0.01, Config().warmup
+    lr = default_lr if arguments.lr is None else arguments.lr
+    warmup = default_warmup if arguments.warmup is None else arguments.warmup
+    checkup = doctor.examine(model, x, labels, lr, warmup)
     N, C, H, W = x.shape
     print(f"{name}: {model.parameter_count():,} parameters, a batch of {N} images of {C}×{H}×{W}\n")
     print(checkup)
@@ -70,10 +73,12 @@ def run(arguments) -> None:
     findings = doctor.diagnose(checkup)
     print(f"\n{doctor.verdict(findings)}")
     print(*(f"- {finding}" for finding in findings), sep="\n")
+    if arguments.run and config.optimizer != "sgd":
+        print(f"Steps are judged as those of SGD; of {config.optimizer}'s, which the run takes, this says nothing.")
     if arguments.run or not arguments.compare:
         return
     del model
-    trials = doctor.try_initialisers(_starts(arguments, build), x, labels, lr, progress=True)
+    trials = doctor.try_initialisers(_starts(arguments, build), x, labels, lr, warmup, progress=True)
     print(f"\n{doctor.trials_table(trials)}\n\n{TRIALS_LEGEND}")
     spreads = {name: [(row.name, row.rms, row.gradient) for row in c.rows] for name, c in trials.items()}
     print(f"\ndrawn to {pictures.save(pictures.spreads(spreads), arguments.picture)}")

@@ -21,8 +21,14 @@ from minivgg.ops.softmax_cross_entropy import softmax_cross_entropy_backward, so
 
 # Shares of a layer's weights that one step of plain gradient descent changes. About 1e-3 is healthy (Karpathy, CS231n,
 # Neural Networks 3, "Ratio of weights:updates"). Momentum 0.9 makes ten of each: below TOO_SMALL ten thousand steps
-# change a tenth of a weight, above TOO_LARGE every step does, above HOPELESS a step leaves nothing of it.
-TOO_SMALL, TOO_LARGE, HOPELESS = 1e-6, 1e-2, 1e-1
+# change a tenth of a weight, above HOPELESS a step leaves nothing of it. TOO_LARGE was measured, on rates that train
+# and rates that do not (docs/doctor.md); after a warm-up of an epoch or more a net bears WARM times as much.
+TOO_SMALL, TOO_LARGE, WARM, HOPELESS = 1e-6, 2.5e-3, 3.0, 1e-1
+# Before a batch norm the length of a filter means nothing: y is the same for 2·w. A step is at right angles to w, so
+# that a large one makes w longer, and the next one smaller beside it (van Laarhoven 2017, L2 Regularization versus
+# Batch and Weight Normalization, §2). Only a step that is longer than w itself is too much.
+TOO_LARGE_BEFORE_A_NORM = 1.0
+RATE = "the learning rate is too large"
 LOUD = 10.0  # RMS of scores from which softmax has made up its mind before it has seen anything: e¹⁰ = 22,000 to 1
 RAW = 10.0  # RMS of an input that nobody has normalised: 0–255 has about 100, normalised images have 1
 
@@ -34,7 +40,7 @@ class Row:
     `mean`, `spread` (standard deviation), `rms`: of the activations. `zero`: the share of them that is 0; `dead`: the
     share of channels or units that are 0 for the whole batch. `gradient`: RMS of ∂ loss / ∂ activation. `update`: RMS
     of ∂ loss / ∂ weight, times the learning rate, divided by `weight`, the RMS of the weight; `he` is what that would
-    be by He's formula.
+    be by He's formula. `normalised`: whether a batch norm follows.
     """
 
     name: str
@@ -48,11 +54,13 @@ class Row:
     update: float
     weight: float
     he: float
+    normalised: bool
 
 
 @dataclass(frozen=True)
 class Checkup:
-    """What `examine` measured. `differ`: the standard deviation over images of a class's probability, at most."""
+    """What `examine` measured. `differ`: the standard deviation over images of a class's probability, at most. `lr` and
+    `warmup` are the peak learning rate, and the epochs over which it is reached."""
 
     rows: list[Row]
     input_mean: float
@@ -61,6 +69,7 @@ class Checkup:
     classes: int
     differ: float
     lr: float
+    warmup: float = 1.0
 
     @property
     def hidden(self) -> list[Row]:
@@ -101,11 +110,12 @@ class Finding:
         return f"{self.what}; {self.remedy}"
 
 
-def examine(model: Layer, x: np.ndarray, labels: np.ndarray, lr: float = 0.01) -> Checkup:
+def examine(model: Layer, x: np.ndarray, labels: np.ndarray, lr: float = 0.01, warmup: float = 1.0) -> Checkup:
     """One training step on the batch x (N, C, H, W), labels (N,), without the step: `model` is left as it was.
 
-    `lr` is the learning rate that training would begin with. Cost: a forward and a backward, layer by layer. Raises
-    BadInput if the network has no layer with weights, gives no scores (N, classes), or a label has no class.
+    `lr` is the learning rate that training would have after a warm-up of `warmup` epochs, of which `minivgg train` has
+    one. Cost: a forward and a backward, layer by layer. Raises BadInput if the network has no layer with weights, gives
+    no scores (N, classes), or a label has no class.
     """
     groups = _groups(model)
     ends = {id(group[-1]): role for role, group in groups.items()}
@@ -132,7 +142,7 @@ def examine(model: Layer, x: np.ndarray, labels: np.ndarray, lr: float = 0.01) -
             model.backward(softmax_cross_entropy_backward(1, cache), need_dx=False)
             differ = float(cache.probabilities.std(axis=0, dtype=np.float64).max())
             rows = [
-                Row(role, repr(group[0]), *measured[role], gradients[role], *_weights(group[0], lr))
+                Row(role, repr(group[0]), *measured[role], gradients[role], *_weights(group[0], lr), _normalised(group))
                 for role, group in groups.items()
             ]
             mean, rms = _moments(x)
@@ -141,7 +151,7 @@ def examine(model: Layer, x: np.ndarray, labels: np.ndarray, lr: float = 0.01) -
             buffer[...] = value
         for layer, count in calls:
             layer.calls = count
-    return Checkup(rows, mean, rms, float(loss), scores.shape[1], differ, lr)
+    return Checkup(rows, mean, rms, float(loss), scores.shape[1], differ, lr, warmup)
 
 
 def diagnose(checkup: Checkup) -> list[Finding]:
@@ -163,11 +173,16 @@ def verdict(findings: list[Finding]) -> str:
 
 
 def try_initialisers(
-    starts: dict[str, Callable[[], Layer]], x: np.ndarray, labels: np.ndarray, lr: float = 0.01, progress: bool = False
+    starts: dict[str, Callable[[], Layer]],
+    x: np.ndarray,
+    labels: np.ndarray,
+    lr: float = 0.01,
+    warmup: float = 1.0,
+    progress: bool = False,
 ) -> dict[str, Checkup]:
     """`examine` for networks that differ in how they start: name → a function that builds one, one at a time."""
     bar = tqdm(starts.items(), "initialisers", leave=False, disable=not progress)
-    return {name: examine(build(), x, labels, lr) for name, build in bar}
+    return {name: examine(build(), x, labels, lr, warmup) for name, build in bar}
 
 
 def _overflow(c: Checkup) -> Finding | None:
@@ -249,14 +264,18 @@ def _constant(c: Checkup) -> Finding | None:
 
 
 def _step_too_long(c: Checkup) -> Finding | None:
-    worst = max(c.hidden or c.rows, key=lambda row: row.update)  # the last layer may start small, and grow at once
-    if not worst.update > TOO_LARGE:
+    plain = TOO_LARGE * (1 + (WARM - 1) * min(c.warmup, 1))
+    limits = {row: TOO_LARGE_BEFORE_A_NORM if row.normalised else plain for row in c.hidden or c.rows}
+    worst = max(limits, key=lambda row: row.update / limits[row])  # the last layer may start small, and grow at once
+    limit = limits[worst]
+    if not worst.update > limit:
         return None
     return Finding(
-        "the learning rate is too large",
+        RATE,
         False,
-        f"a step at learning rate {c.lr:g} changes {worst.update:.1%} of {worst.name}'s weights, where 0.1% is healthy",
-        f"try {c.lr * 1e-3 / worst.update:.0e}, or a warm-up",
+        f"a step at learning rate {c.lr:g} changes {worst.update:.1%} of {worst.name}'s weights, where 0.1% is healthy "
+        f"and {limit:.2%} too much",
+        f"try {c.lr * limit / 2 / worst.update:.0e}" + ("" if c.warmup >= 1 else ", or a warm-up of an epoch"),
     )
 
 
@@ -286,6 +305,10 @@ def _groups(model: Layer) -> dict[str, list[Layer]]:
     if not groups:
         raise BadInput("the doctor examines layers with weights, and this network has none")
     return groups
+
+
+def _normalised(group: list[Layer]) -> bool:
+    return any(isinstance(layer, BatchNorm2d) for layer in group)
 
 
 def _activation(y: np.ndarray) -> tuple[float, float, float, float, float]:
