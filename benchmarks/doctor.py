@@ -89,6 +89,7 @@ def train(name: str, run: Run) -> dict:
         failure = str(error)
     accuracy = None if failure else evaluate(trainer.model, trainer.test).accuracy
     if name == NET_A_START:
+        trainer.batch = 0  # it stands between epochs, where the weights are written
         run.save()
     return {
         "losses": [float(f"{loss:.6g}") for loss in losses],
