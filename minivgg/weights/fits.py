@@ -42,7 +42,7 @@ def build_for(name: str, contents: Contents) -> tuple[Layer, dict]:
 
 def _options(model: Layer, contents: Contents) -> dict:
     """How the file differs from the model in channels, classes, width, classifier and image size."""
-    named, _ = translate(contents.entries, model, keras=contents.format == "HDF5")
+    named, _ = translate(contents.entries, model, contents.keras)
     theirs, ours = {name: entry.shape for name, (_, entry) in named.items()}, model.state_shapes()
     convolutions = [f"{name}.weight" for name, layer in model.walk() if isinstance(layer, Conv2d)]
     linears = [f"{name}.weight" for name, layer in model.walk() if isinstance(layer, Linear)]

@@ -9,8 +9,12 @@ import json
 import math
 import zipfile
 from collections import Counter
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from safetensors import safe_open
@@ -18,7 +22,9 @@ from safetensors import safe_open
 from minivgg.errors import BadInput
 from minivgg.weights import keras_h5, torch_files
 from minivgg.weights.entries import DEFLATE_LIMIT, MAX_HEADER, Entry, read_values
+from minivgg.weights.keras_h5 import Layers
 
+_KERAS_ZIP = "model.weights.h5"
 _SAFETENSORS = {
     "F16": "float16",
     "BF16": "bfloat16",
@@ -31,11 +37,14 @@ _SAFETENSORS = {
 
 @dataclass(frozen=True)
 class Contents:
-    """What a file of weights holds: its arrays by the file's own names, none of them read yet."""
+    """What a file of weights holds: its arrays by the file's own names, none of them read yet; what lies beside them,
+    by name and in a word; and of a file of Keras's, what it says of its layers."""
 
     path: Path
     format: str
     entries: dict[str, Entry]
+    beside: dict[str, str] = field(default_factory=dict)
+    keras: Layers | None = None
 
 
 def read(path: Path) -> Contents:
@@ -60,11 +69,14 @@ def _read(path: Path, start: bytes) -> Contents:
     if start.startswith(b"PK\x03\x04"):
         with zipfile.ZipFile(path) as archive:
             members = _members(archive, path.stat().st_size)
+            if _KERAS_ZIP in members:
+                return Contents(path, "Keras archive", *_read_keras(path, archive, members))
         if any(name.endswith("data.pkl") for name in members):
             return Contents(path, "PyTorch, zip", torch_files.read_zip(path, members))
         return Contents(path, "npz", _read_npz(path, members))
     if start.startswith(b"\x89HDF\r\n\x1a\n"):
-        return Contents(path, "HDF5", keras_h5.read(path))
+        entries, layers = keras_h5.read(path)
+        return Contents(path, "HDF5", entries, keras=layers)
     if start[8:9] == b"{":  # before pickles: its first byte, a length's, may be anything
         return _read_safetensors(path)
     if start[:1] == b"\x80":
@@ -125,6 +137,24 @@ def _members(archive: zipfile.ZipFile, size: int) -> dict[str, zipfile.ZipInfo]:
             )
         members[name] = info
     return members
+
+
+def _read_keras(path: Path, archive: zipfile.ZipFile, members: dict[str, zipfile.ZipInfo]):
+    """Keras 3's archive: a .weights.h5, and the model's description."""
+    if members[_KERAS_ZIP].compress_type != zipfile.ZIP_STORED:
+        raise BadInput(f"its {_KERAS_ZIP} is compressed, which Keras never does; unzip it, and give that file")
+    config = None
+    if "config.json" in members:
+        with archive.open("config.json") as member:
+            config = keras_h5.description(member.read(MAX_HEADER + 1))
+    entries, layers = keras_h5.read(path, partial(_member, path, _KERAS_ZIP), config)
+    return entries, {}, layers
+
+
+@contextmanager
+def _member(path: Path, name: str) -> Iterator[BinaryIO]:
+    with zipfile.ZipFile(path) as archive, archive.open(name) as member:
+        yield member
 
 
 def _read_npz(path: Path, members: dict[str, zipfile.ZipInfo]) -> dict[str, Entry]:

@@ -11,13 +11,16 @@ from safetensors.numpy import save_file
 
 from minivgg.errors import BadInput
 from minivgg.files import atomically
-from minivgg.layers import Layer
+from minivgg.layers import BatchNorm2d, Layer
 from minivgg.weights import formats, preprocessing
 from minivgg.weights.entries import FLOATS, Entry
+from minivgg.weights.keras_h5 import Layers, layer_of
 from minivgg.weights.names import torchvision_names, translate
 from minivgg.weights.sources import resolve
 
 _ABSURD = 1e20  # weights are around one; numbers whose bytes are in the wrong order are around 1e±38
+
+_KERAS_EPSILON = 0.001
 
 
 @dataclass(frozen=True)
@@ -25,7 +28,7 @@ class Report:
     """What `load` did. Names are the network's own where it has one, the file's otherwise; `print(report)` reads well.
 
     `mismatched` maps names to what does not fit ("(10, 512), the network needs (1000, 512)"), `skipped` are those that
-    the caller did not want, `warnings` what looks wrong with the weights.
+    the caller did not want, `warnings` what looks wrong with the weights, `notes` what else was done or was there.
     """
 
     source: str
@@ -39,6 +42,7 @@ class Report:
     skipped: tuple[str, ...] = ()
     dtypes: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
     @property
     def problems(self) -> str:
@@ -58,6 +62,7 @@ class Report:
             *(("misfit", f"{name} is {what}") for name, what in self.mismatched.items()),
             *([("skipped", _first(self.skipped, 8))] if self.skipped else []),
             *(("warning", text) for text in self.warnings),
+            *(("note", text) for text in self.notes),
         ]
         return f"{self.source}: {self.format}, {self.convention} names\n" + "\n".join(
             f"  {name:10} {text}" for name, text in rows
@@ -104,7 +109,8 @@ def load(
     notes += preprocessing.check(model, arrays.keys(), input or (known.input if known else "torchvision"))
     for note in notes:
         warnings.warn(f"{path}: {note}", stacklevel=2)
-    return Report(**vars(report) | {"warnings": tuple(notes)})
+    said = _epsilons(model, contents.keras, chosen) if contents.keras else ()
+    return Report(**vars(report) | {"warnings": tuple(notes), "notes": (*report.notes, *said)})
 
 
 def plan(model: Layer, contents: formats.Contents) -> Report:
@@ -126,7 +132,7 @@ def save(model: Layer, path: str | Path) -> None:
 def _plan(model: Layer, contents: formats.Contents, source: str, wanted: Callable[[str], bool]):
     """A report of what fits and what does not, and the entries that do: name → (the file's name, entry)."""
     try:
-        named, convention = translate(contents.entries, model, keras=contents.format == "HDF5")
+        named, convention = translate(contents.entries, model, contents.keras)
     except BadInput as error:
         raise BadInput(f"{contents.path}: {error}") from None
     shapes, mismatched, chosen = model.state_shapes(), {}, {}
@@ -163,6 +169,24 @@ def _read(path: Path, name: str, entry: Entry) -> np.ndarray:
         return entry.read()
     except Exception as error:  # a wrong checksum, a file cut off: BadZipFile, zlib.error, OSError, and more
         raise BadInput(f"{path}: {name} cannot be read: {' '.join(str(error).split())}") from error
+
+
+def _epsilons(model: Layer, keras: Layers, chosen: dict[str, tuple[str, Entry]]) -> list[str]:
+    """Give each batch normalisation that was loaded the epsilon that Keras's description has, and say so: another would
+    give other scores. Weights alone do not have it; then only that is said."""
+    said = {}
+    for name, layer in model.walk():
+        source, _ = chosen.get(f"{name}.running_var", ("", None))
+        epsilon = keras.epsilon.get(layer_of(source))
+        if not source or not isinstance(layer, BatchNorm2d) or epsilon == layer.eps:
+            continue
+        if epsilon is not None:
+            said[f"batch norm's eps is {epsilon:g} now, as in the file; it was {layer.eps:g}"] = True
+            layer.eps = epsilon
+        elif keras.genuine and layer.eps != _KERAS_EPSILON:
+            text = f"the file does not have batch norm's epsilon, Keras's is {_KERAS_EPSILON} unless chosen"
+            said[f"{text}; the network's eps is {layer.eps:g}: set it, or load the whole model, saved as .keras"] = True
+    return list(said)
 
 
 def _oddities(name: str, values: np.ndarray) -> list[str]:
