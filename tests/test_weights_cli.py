@@ -83,7 +83,10 @@ MISTAKES = {
         r"does not fit the network: missing",
     ),
     "no such network": (["convert", "{file}", "{out}", "--model", "vgg12"], 'no model "vgg12"'),
-    "another suffix": (["convert", "{file}", "a.pth", "--model", "vgg16"], r"a\.pth: the file to write should end in"),
+    "another suffix": (
+        ["convert", "{file}", "a.onnx", "--model", "vgg16"],
+        r"a\.onnx: weights are written as \.safetensors, \.npz",
+    ),
     "a part": (["convert", "oxford", "{out}", "--model", "vgg16"], "oxford: holds some layers of vgg16 only"),
     "not weights": (["inspect", __file__], "offset 0: '22 22 22 .*' begins no safetensors, npz, PyTorch or HDF5 file"),
 }

@@ -129,9 +129,7 @@ def test_without_any_order_numbers_count_and_names_are_refused(tmp_path):
         model = network(len(names))
         if names is OWN:
             for strict in (True, False):
-                with pytest.raises(
-                    BadInput, match=r"a\.h5: the file does not tell in which order .*conv1.*\.keras"
-                ):
+                with pytest.raises(BadInput, match=r"a\.h5: the file does not tell in which order .*conv1.*\.keras"):
                     weights.load(model, tmp_path / "a.h5", only="*.weight", strict=strict)
             assert all(not p.data.any() for name, p in model.named_params().items() if "bias" in name)
         else:

@@ -21,12 +21,14 @@ def add(commands) -> None:
 
     inspect = what.add_parser("inspect", help="print a file's arrays, and which network they fit; reads no values")
     inspect.add_argument("file", metavar="FILE", help="a file of weights, or a name of `minivgg weights list`")
+    inspect.add_argument("--part", metavar="NAME", help="which state dict, where a checkpoint holds several")
     inspect.set_defaults(command=run_inspect)
 
-    convert = what.add_parser("convert", help="write a file's weights as safetensors under torchvision's names")
+    convert = what.add_parser("convert", help="write a file's weights under torchvision's names")
     convert.add_argument("source", metavar="SOURCE", help="a file of weights, or a name of `minivgg weights list`")
-    convert.add_argument("out", metavar="OUT", type=Path, help="the .safetensors file to write")
+    convert.add_argument("out", metavar="OUT", type=Path, help="the file to write: .safetensors, .npz, .pth or .pt")
     convert.add_argument("--model", required=True, metavar="MODEL", help="the network that the weights are of")
+    convert.add_argument("--part", metavar="NAME", help="which state dict, where a checkpoint holds several")
     convert.set_defaults(command=run_convert)
 
 
@@ -54,7 +56,7 @@ def run_inspect(arguments) -> None:
     from minivgg.weights import fitting, read
     from minivgg.weights.sources import resolve
 
-    contents = read(resolve(arguments.file)[0])
+    contents = read(resolve(arguments.file)[0], arguments.part)
     print(f"{contents.path}: {contents.format}")
     rows = [(name[:100], str(entry.shape), entry.dtype) for name, entry in contents.entries.items()]
     widths = [max((len(row[i]) for row in rows), default=0) for i in range(2)]
@@ -62,29 +64,41 @@ def run_inspect(arguments) -> None:
         print(f"  {name:{widths[0]}}  {shape:{widths[1]}}  {dtype}".rstrip())
     values = sum(entry.size for entry in contents.entries.values())
     print(f"{len(rows)} arrays, {values:,} values")
-    whole, part = ([name + _options(options) for name, options in fitting(contents, p).items()] for p in (False, True))
-    if whole:
-        print(f"fits {', '.join(whole)}")
+    for name, what in list(contents.beside.items())[:20]:
+        print(f"  beside them  {name}: {what}")
+    if whole := fitting(contents):
+        print(f"fits {_those(whole)}")
     else:
-        print(f"fits a part of {', '.join(part)}" if part else "fits no network of minivgg's")
+        part = fitting(contents, part=True)
+        print(f"fits a part of {_those(part)}" if part else "fits no network of minivgg's")
+
+
+def _those(found: dict[str, dict]) -> str:
+    return ", ".join(name + _options(options) for name, options in found.items())
 
 
 def run_convert(arguments) -> None:
     import warnings
 
+    import numpy as np
+
     from minivgg.errors import BadInput
+    from minivgg.layers import BatchNorm2d
     from minivgg.weights import load, read, save
     from minivgg.weights.fits import build_for
+    from minivgg.weights.loading import writer
     from minivgg.weights.sources import resolve
 
-    if arguments.out.suffix != ".safetensors":
-        raise BadInput(f"{arguments.out}: the file to write should end in .safetensors")
+    writer(arguments.out)  # can it be written at all?
     path, known = resolve(arguments.source)
     if known and known.partial:
         raise BadInput(f"{arguments.source}: holds some layers of {known.model} only")
-    model, options = build_for(arguments.model, read(path))
+    model, options = build_for(arguments.model, read(path, arguments.part))
     with warnings.catch_warnings(action="ignore"):  # the report says them
-        report = load(model, arguments.source)
+        report = load(model, arguments.source, part=arguments.part)
+    for _, layer in model.walk():  # readers of torchvision's names have torchvision's epsilon: the same scores with it
+        if isinstance(layer, BatchNorm2d):
+            layer.running_var[...] = np.maximum(layer.running_var + (layer.eps - 1e-5), 0)
     save(model, arguments.out)
     print(report)
     print(f"{arguments.out}: {arguments.model}{_options(options)}, torchvision names")

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 MAX_HEADER = 1 << 22  # bytes; a network of ten thousand arrays has a header of one megabyte
-MAX_ARRAYS = 1 << 14  # in one file; the deepest networks have some thousands
+MAX_ARRAYS = 1 << 13  # in one file; the deepest networks have some thousands
 DEFLATE_LIMIT = 1032  # no deflated byte gives more than this many (zlib's technical details)
 FLOATS = ("float16", "bfloat16", "float32", "float64")
 

@@ -9,6 +9,8 @@ from minivgg.weights.formats import Contents
 from minivgg.weights.loading import plan
 from minivgg.weights.names import translate
 
+_MANY = 8  # times a network's arrays: more is not even that with what an optimiser keeps
+
 
 def fitting(contents: Contents, part: bool = False) -> dict[str, dict]:
     """The models that the whole file fits, each with the options it takes: {"vgg16": {"classes": 10}}.
@@ -17,6 +19,8 @@ def fitting(contents: Contents, part: bool = False) -> dict[str, dict]:
     """
     found = {}
     for name in MODELS:
+        if len(contents.entries) > _MANY * len(build(name, init="zeros").state_shapes()):
+            continue
         try:
             model, options = build_for(name, contents)
             report = plan(model, contents)

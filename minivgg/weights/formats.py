@@ -9,7 +9,7 @@ import json
 import math
 import zipfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sized
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -21,7 +21,7 @@ from safetensors import safe_open
 
 from minivgg.errors import BadInput
 from minivgg.weights import keras_h5, torch_files
-from minivgg.weights.entries import DEFLATE_LIMIT, MAX_HEADER, Entry, read_values
+from minivgg.weights.entries import DEFLATE_LIMIT, MAX_ARRAYS, MAX_HEADER, Entry, read_values
 from minivgg.weights.keras_h5 import Layers
 
 _KERAS_ZIP = "model.weights.h5"
@@ -47,16 +47,19 @@ class Contents:
     keras: Layers | None = None
 
 
-def read(path: Path) -> Contents:
-    """The contents of a safetensors, npz, PyTorch (.pth, .pt) or Keras (.h5) file.
+def read(path: Path, part: str | None = None) -> Contents:
+    """The contents of a safetensors, npz, PyTorch (.pth, .pt) or Keras (.h5, .keras) file.
 
-    Costs the header alone. Raises BadInput, one line that names the file and, where there is one, the offset.
+    Where a checkpoint of PyTorch's holds several state dicts, `part` is the dotted name of the one to take, such as
+    "state_dict_ema"; without it, it is that which is called as weights are. Costs the header alone.
+
+    Raises BadInput, one line that names the file and, where there is one, the offset.
     """
     path = Path(path)
     try:
         with path.open("rb") as file:
             start = file.read(16)
-        return _read(path, start)
+        return _read(path, start, part)
     except FileNotFoundError:
         raise BadInput(f"{path}: no such file") from None
     except BadInput as error:
@@ -65,14 +68,14 @@ def read(path: Path) -> Contents:
         raise BadInput(f"{path}: cannot be read as weights: {_one_line(error)}") from error
 
 
-def _read(path: Path, start: bytes) -> Contents:
+def _read(path: Path, start: bytes, part: str | None) -> Contents:
     if start.startswith(b"PK\x03\x04"):
         with zipfile.ZipFile(path) as archive:
             members = _members(archive, path.stat().st_size)
             if _KERAS_ZIP in members:
                 return Contents(path, "Keras archive", *_read_keras(path, archive, members))
         if any(name.endswith("data.pkl") for name in members):
-            return Contents(path, "PyTorch, zip", torch_files.read_zip(path, members))
+            return Contents(path, "PyTorch, zip", *torch_files.read_zip(path, members, part))
         return Contents(path, "npz", _read_npz(path, members))
     if start.startswith(b"\x89HDF\r\n\x1a\n"):
         entries, layers = keras_h5.read(path)
@@ -80,7 +83,7 @@ def _read(path: Path, start: bytes) -> Contents:
     if start[8:9] == b"{":  # before pickles: its first byte, a length's, may be anything
         return _read_safetensors(path)
     if start[:1] == b"\x80":
-        return Contents(path, "PyTorch, legacy", torch_files.read_legacy(path))
+        return Contents(path, "PyTorch, legacy", *torch_files.read_legacy(path, part))
     raise BadInput(f"offset 0: '{start[:8].hex(' ')}' begins no safetensors, npz, PyTorch or HDF5 file")
 
 
@@ -96,6 +99,7 @@ def _read_safetensors(path: Path) -> Contents:
         pass
     header = json.loads(text, object_pairs_hook=_unique)
     header.pop("__metadata__", None)
+    _check_count(header)
     entries = {}
     for name, about in header.items():
         if about["dtype"] not in _SAFETENSORS:
@@ -103,6 +107,11 @@ def _read_safetensors(path: Path) -> Contents:
         dtype, shape, start = _SAFETENSORS[about["dtype"]], tuple(about["shape"]), 8 + length + about["data_offsets"][0]
         entries[name] = Entry(shape, dtype, lambda d=dtype, o=start, s=shape: _values(path, d, o, s))
     return Contents(path, "safetensors", entries)
+
+
+def _check_count(arrays: Sized) -> None:
+    if len(arrays) > MAX_ARRAYS:
+        raise BadInput(f"{len(arrays):,} arrays; more than {MAX_ARRAYS:,} are refused")
 
 
 def _values(path: Path, dtype: str, offset: int, shape: tuple[int, ...]) -> np.ndarray:
@@ -159,6 +168,7 @@ def _member(path: Path, name: str) -> Iterator[BinaryIO]:
 
 def _read_npz(path: Path, members: dict[str, zipfile.ZipInfo]) -> dict[str, Entry]:
     entries = {}
+    _check_count(members)
     with zipfile.ZipFile(path) as archive:
         for name, info in members.items():
             if not name.endswith(".npy"):

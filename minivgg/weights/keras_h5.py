@@ -22,7 +22,7 @@ import numpy as np
 from minivgg.errors import BadInput
 from minivgg.weights.entries import DEFLATE_LIMIT, MAX_ARRAYS, MAX_HEADER, Entry
 
-_MAX_OBJECTS = 5 * MAX_ARRAYS  # with the groups
+_MAX_OBJECTS = 3 * MAX_ARRAYS  # with the groups
 _MAX_CHUNK = 1 << 22  # bytes that HDF5 unpacks at once, or an array's own size; what h5py writes has at most a megabyte
 _DEFLATE, _SHUFFLE, _FLETCHER32 = 1, 2, 3  # HDF5's numbers of its filters
 
@@ -69,8 +69,8 @@ def read(path: Path, opened: Callable | None = None, config: dict | None = None)
             for name in group:
                 seen += 1
                 full = f"{prefix}/{name}".lstrip("/")
-                if seen > _MAX_OBJECTS:
-                    raise BadInput(f"more than {_MAX_OBJECTS:,} objects, or groups that hold themselves")
+                if len(entries) > MAX_ARRAYS or seen > _MAX_OBJECTS:
+                    raise BadInput(f"more than {MAX_ARRAYS:,} arrays, or groups that hold themselves")
                 if not isinstance(group.get(name, getlink=True), h5py.HardLink):
                     raise BadInput(f"{full}: a link to elsewhere, which weights do not need")
                 thing = group[name]

@@ -12,7 +12,8 @@ from safetensors.numpy import save_file
 from minivgg.errors import BadInput
 from minivgg.files import atomically
 from minivgg.layers import BatchNorm2d, Layer
-from minivgg.weights import formats, preprocessing
+from minivgg.weights import formats, preprocessing, torch_files
+from minivgg.weights.checkpoints import ANOTHER
 from minivgg.weights.entries import FLOATS, Entry
 from minivgg.weights.keras_h5 import Layers, layer_of
 from minivgg.weights.names import torchvision_names, translate
@@ -77,6 +78,7 @@ def load(
     skip: str | tuple[str, ...] = (),
     strict: bool = True,
     input: str | None = None,
+    part: str | None = None,
 ) -> Report:
     """Put the weights of `source`, a path or a name of `minivgg weights list`, into `model`; returns what was done.
 
@@ -89,11 +91,13 @@ def load(
     means). Weights that are known to want another kind are warned of, with the fix; "any" silences that. By default it
     is "torchvision", and for sources with a known preprocessing, that.
 
+    `part` names the state dict to take where a checkpoint holds several, such as "state_dict_ema".
+
     Raises BadInput, one line, for a file that is missing, damaged or hostile, and for weights that do not fit. Cost:
     memory for one more copy of what is loaded; nothing is read before all names and shapes fit.
     """
     path, known = resolve(source)
-    contents = formats.read(path)
+    contents = formats.read(path, part)
     report, chosen = _plan(model, contents, str(source), _matcher(only, skip))
     partial = bool(known and known.partial)  # of such a source all must fit, but it is no whole network
     if strict and (report.left_over or report.mismatched or (report.missing and not partial)):
@@ -119,14 +123,44 @@ def plan(model: Layer, contents: formats.Contents) -> Report:
 
 
 def save(model: Layer, path: str | Path) -> None:
-    """Write the network's weights as safetensors under torchvision's names: PyTorch's `load_state_dict` takes them.
+    """Write the network's weights under torchvision's names, in the format that the file's name asks for: .safetensors,
+    .npz, or .pth and .pt for PyTorch's `torch.load(path, weights_only=True)` and `load_state_dict`.
 
-    The file is written whole or not at all.
+    The file is written whole or not at all. Raises BadInput, before anything is written, for another suffix.
     """
+    path = Path(path)
+    write = writer(path)
     names = torchvision_names(model)
     arrays = {names[name]: np.ascontiguousarray(value) for name, value in model.state_dict().items()}
-    with atomically(Path(path)) as temporary:
-        save_file(arrays, temporary, metadata={"format": "pt"})
+    with atomically(path) as temporary:
+        write(temporary, arrays)
+
+
+def writer(path: Path) -> Callable[[Path, dict[str, np.ndarray]], None]:
+    """What writes the format that this file's name asks for. Raises BadInput where nothing does."""
+    suffix = path.suffix.lower()
+    if suffix not in _WRITERS:
+        raise BadInput(
+            f"{path}: weights are written as {', '.join(_WRITERS)}; not as {suffix or 'a file of no suffix'}"
+        )
+    return _WRITERS[suffix]
+
+
+def _write_safetensors(path: Path, arrays: dict[str, np.ndarray]) -> None:
+    save_file(arrays, path, metadata={"format": "pt"})
+
+
+def _write_npz(path: Path, arrays: dict[str, np.ndarray]) -> None:
+    with path.open("wb") as file:  # a name's suffix would be changed
+        np.savez(file, **arrays)
+
+
+_WRITERS = {
+    ".safetensors": _write_safetensors,
+    ".npz": _write_npz,
+    ".pth": torch_files.write_zip,
+    ".pt": torch_files.write_zip,
+}
 
 
 def _plan(model: Layer, contents: formats.Contents, source: str, wanted: Callable[[str], bool]):
@@ -156,7 +190,14 @@ def _plan(model: Layer, contents: formats.Contents, source: str, wanted: Callabl
         mismatched=mismatched,
         skipped=tuple(name for name in {**shapes, **named} if not wanted(name)),
         dtypes=tuple(sorted({entry.dtype for _, entry in chosen.values()})),
+        notes=tuple(_others(contents)),
     ), chosen
+
+
+def _others(contents: formats.Contents) -> list[str]:
+    """Says which other state dicts there were, and how to take one."""
+    others = [repr(name[:80]) for name, what in contents.beside.items() if what.startswith(ANOTHER)]
+    return [f"the file also holds {', '.join(others[:5])}: part={others[0]} takes that"] if others else []
 
 
 def _matcher(only: str | tuple[str, ...], skip: str | tuple[str, ...]) -> Callable[[str], bool]:
