@@ -156,8 +156,8 @@ def _pair(name, train_images, train_labels, test_images, test_labels, classes) -
 
 
 def _from_npz(path: Path, name: str) -> tuple[Dataset, Dataset]:
-    arrays = read_npz(path)
     names = ("train_images", "train_labels", "test_images", "test_labels")
+    arrays = read_npz(path, (*names, "classes"))
     if missing := [key for key in names if key not in arrays]:
         raise BadInput(f"{path}: lacks the array {missing[0]}; it should hold {', '.join(names)}")
     classes = arrays.get("classes", np.unique(arrays["train_labels"]))
