@@ -171,6 +171,7 @@ def in_state(code):
 
 W = STATE[FIRST]
 COUNT = W.size
+TORCH_SIZE = name_of("torch", "Size")
 # code that stands where the object should, or before it
 PICKLES = {
     "by STACK_GLOBAL": text("os") + text("system") + b"\x93" + tuple_of(text(COMMAND)) + b"R",
@@ -199,6 +200,7 @@ PICKLES = {
     "an odd number of items": b"}(" + text("a") + b"u",
     "a deep tuple as a key": b"}" + b")" + b"\x85" * 200_000 + b"K\x01s",
     "a list as a key": b"}]K\x01s",
+    "a list copied without end": b"](" + b"K\x01" * 30_000 + b"eq\x000" + (TORCH_SIZE + b"h\x00\x85R") * 80 + b"}",
     "too many instructions": b"N0" * 700_000 + b"}",
     "a million dicts": b"}" * 1_100_000,
     "no state dict": b"}" + text("epoch") + b"K\x03s",

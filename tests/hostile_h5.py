@@ -1,5 +1,6 @@
 """Keras's files, damaged or meant to do harm: `CASES` is name → a function that gives the bytes."""
 
+import zlib
 from functools import partial
 
 import numpy as np
@@ -60,6 +61,24 @@ def virtual_values(h5py, file):
     file["fc1"].create_virtual_dataset("kernel", layout)
 
 
+def swelling_chunk(h5py, file):
+    """HDF5 would take memory for all that a chunk unpacks to."""
+    replace_kernel(h5py, file, shape=(8, 4), chunks=(8, 4), dtype="f4", compression="gzip")
+    file["fc1/kernel"].id.write_direct_chunk((0, 0), zlib.compress(bytes(1 << 28), 9))
+
+
+def doubly_packed(h5py, file):
+    plan = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+    plan.set_chunk((8, 4))
+    plan.set_deflate(9)
+    plan.set_deflate(9)
+    del file["fc1/kernel"]
+    kind, space = h5py.h5t.NATIVE_FLOAT, h5py.h5s.create_simple((8, 4))
+    h5py.h5d.create(file["fc1"].id, b"kernel", kind, space, plan).write(
+        h5py.h5s.ALL, h5py.h5s.ALL, np.ones((8, 4), "f4")
+    )
+
+
 H5 = {
     "an external link": external_link,
     "a soft link": soft_link,
@@ -70,6 +89,14 @@ H5 = {
     "a compressed promise": partial(
         replace_kernel, shape=(1 << 20, 1 << 20), dtype="f4", chunks=(64, 64), compression="gzip"
     ),
+    "a chunk that swells": swelling_chunk,
+    "a chunk larger than all": partial(
+        replace_kernel, data=np.ones((8, 4), "f4"), maxshape=(None, None), chunks=(1 << 14, 1 << 13), compression="gzip"
+    ),
+    "filters twice": doubly_packed,
+    "more arrays than a network has": lambda h5py, file: [
+        file.create_dataset(f"x{i}", (0,), "f4") for i in range(9000)
+    ],
     "another compression": partial(replace_kernel, data=np.ones((8, 4), "f4"), compression="lzf"),
 }
 H5_GOOD = []

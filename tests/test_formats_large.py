@@ -112,7 +112,6 @@ def test_bands_give_what_the_whole_gives(mode, channels, tmp_path):
 
 def npz_of(path, compression=zipfile.ZIP_DEFLATED, **members):
     """An npz of these arrays, or of (shape, count): that many zero bytes said to be of that shape."""
-    about = {"descr": "|u1", "fortran_order": False}
     with zipfile.ZipFile(path, "w", compression) as archive:
         for name, array in members.items():
             with archive.open(f"{name}.npy", "w", force_zip64=True) as member:

@@ -54,18 +54,19 @@ def run_download(arguments) -> None:
 
 def run_inspect(arguments) -> None:
     from minivgg.weights import fitting, read
+    from minivgg.weights.entries import shown
     from minivgg.weights.sources import resolve
 
     contents = read(resolve(arguments.file)[0], arguments.part)
     print(f"{contents.path}: {contents.format}")
-    rows = [(name[:100], str(entry.shape), entry.dtype) for name, entry in contents.entries.items()]
+    rows = [(shown(name, 100), str(entry.shape), entry.dtype) for name, entry in contents.entries.items()]
     widths = [max((len(row[i]) for row in rows), default=0) for i in range(2)]
     for name, shape, dtype in rows:
         print(f"  {name:{widths[0]}}  {shape:{widths[1]}}  {dtype}".rstrip())
     values = sum(entry.size for entry in contents.entries.values())
     print(f"{len(rows)} arrays, {values:,} values")
     for name, what in list(contents.beside.items())[:20]:
-        print(f"  beside them  {name}: {what}")
+        print(f"  beside them  {shown(name)}: {shown(what, 100)}")
     if whole := fitting(contents):
         print(f"fits {_those(whole)}")
     else:

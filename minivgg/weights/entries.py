@@ -13,6 +13,13 @@ DEFLATE_LIMIT = 1032  # no deflated byte gives more than this many (zlib's techn
 FLOATS = ("float16", "bfloat16", "float32", "float64")
 
 
+def shown(text: object, length: int = 80) -> str:
+    """What a file says, fit to be printed: on one line, not too long, and with nothing that steers a terminal."""
+    line = " ".join(str(text)[: 4 * length].split())
+    line = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
+    return line if len(line) <= length else f"{line[: length - 1]}…"
+
+
 @dataclass(frozen=True)
 class Entry:
     """An array as its file's header promises it: `read()` fetches the values, in the machine's byte order.

@@ -21,7 +21,7 @@ from safetensors import safe_open
 
 from minivgg.errors import BadInput
 from minivgg.weights import keras_h5, torch_files
-from minivgg.weights.entries import DEFLATE_LIMIT, MAX_ARRAYS, MAX_HEADER, Entry, read_values
+from minivgg.weights.entries import DEFLATE_LIMIT, MAX_ARRAYS, MAX_HEADER, Entry, read_values, shown
 from minivgg.weights.keras_h5 import Layers
 
 _KERAS_ZIP = "model.weights.h5"
@@ -63,9 +63,10 @@ def read(path: Path, part: str | None = None) -> Contents:
     except FileNotFoundError:
         raise BadInput(f"{path}: no such file") from None
     except BadInput as error:
-        raise BadInput(f"{path}: {error}") from None
+        raise BadInput(f"{path}: {shown(error, 300)}") from None
     except Exception as error:  # damage shows as OSError, BadZipFile, struct.error, RuntimeError, and more
-        raise BadInput(f"{path}: cannot be read as weights: {_one_line(error)}") from error
+        reason = shown(error, 300) or type(error).__name__
+        raise BadInput(f"{path}: cannot be read as weights: {reason}") from error
 
 
 def _read(path: Path, start: bytes, part: str | None) -> Contents:
@@ -198,7 +199,3 @@ def _read_npy(path: Path, name: str) -> np.ndarray:
     with zipfile.ZipFile(path) as archive, archive.open(name) as member:
         array = np.lib.format.read_array(member, allow_pickle=False)
     return array.astype(array.dtype.newbyteorder("="), copy=False)
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__

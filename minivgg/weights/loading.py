@@ -14,7 +14,7 @@ from minivgg.files import atomically
 from minivgg.layers import BatchNorm2d, Layer
 from minivgg.weights import formats, preprocessing, torch_files
 from minivgg.weights.checkpoints import ANOTHER
-from minivgg.weights.entries import FLOATS, Entry
+from minivgg.weights.entries import FLOATS, Entry, shown
 from minivgg.weights.keras_h5 import Layers, layer_of
 from minivgg.weights.names import torchvision_names, translate
 from minivgg.weights.sources import resolve
@@ -50,7 +50,7 @@ class Report:
         """What does not fit, in one line; empty if all does."""
         parts = [f"missing {_first(self.missing)}"] if self.missing else []
         parts += [f"left over {_first(self.left_over)}"] if self.left_over else []
-        parts += [f"{name} is {what}" for name, what in list(self.mismatched.items())[:3]]
+        parts += [f"{shown(name)} is {what}" for name, what in list(self.mismatched.items())[:3]]
         more = len(self.mismatched) - 3
         return "; ".join(parts) + (f"; and {more} more that do not fit" if more > 0 else "")
 
@@ -60,7 +60,7 @@ class Report:
             ("loaded", f"{len(self.loaded)} of {wanted} arrays, {self.values:,} values ({', '.join(self.dtypes)})"),
             ("missing", _first(self.missing, 8)),
             ("left over", _first(self.left_over, 8)),
-            *(("misfit", f"{name} is {what}") for name, what in self.mismatched.items()),
+            *(("misfit", f"{shown(name)} is {what}") for name, what in self.mismatched.items()),
             *([("skipped", _first(self.skipped, 8))] if self.skipped else []),
             *(("warning", text) for text in self.warnings),
             *(("note", text) for text in self.notes),
@@ -107,7 +107,7 @@ def load(
     arrays, notes = {}, []
     for name, (told, entry) in chosen.items():
         arrays[name] = _read(path, told, entry)
-        notes += _oddities(told, arrays[name])
+        notes += _oddities(shown(told), arrays[name])
     with np.errstate(over="ignore"):  # float64 beyond float32: infinite, and noted as absurd
         model.load_state_dict(arrays, strict=False)
     notes += preprocessing.check(model, arrays.keys(), input or (known.input if known else "torchvision"))
@@ -168,7 +168,7 @@ def _plan(model: Layer, contents: formats.Contents, source: str, wanted: Callabl
     try:
         named, convention = translate(contents.entries, model, contents.keras)
     except BadInput as error:
-        raise BadInput(f"{contents.path}: {error}") from None
+        raise BadInput(f"{contents.path}: {shown(error, 300)}") from None
     shapes, mismatched, chosen = model.state_shapes(), {}, {}
     for name, (told, entry) in named.items():
         if not wanted(name) or name not in shapes:
@@ -196,7 +196,7 @@ def _plan(model: Layer, contents: formats.Contents, source: str, wanted: Callabl
 
 def _others(contents: formats.Contents) -> list[str]:
     """Says which other state dicts there were, and how to take one."""
-    others = [repr(name[:80]) for name, what in contents.beside.items() if what.startswith(ANOTHER)]
+    others = [repr(shown(name)) for name, what in contents.beside.items() if what.startswith(ANOTHER)]
     return [f"the file also holds {', '.join(others[:5])}: part={others[0]} takes that"] if others else []
 
 
@@ -209,7 +209,7 @@ def _read(path: Path, name: str, entry: Entry) -> np.ndarray:
     try:
         return entry.read()
     except Exception as error:  # a wrong checksum, a file cut off: BadZipFile, zlib.error, OSError, and more
-        raise BadInput(f"{path}: {name} cannot be read: {' '.join(str(error).split())}") from error
+        raise BadInput(f"{path}: {shown(name)} cannot be read: {shown(error, 300)}") from error
 
 
 def _epsilons(model: Layer, keras: Layers, chosen: dict[str, tuple[str, Entry]]) -> list[str]:
@@ -243,5 +243,5 @@ def _oddities(name: str, values: np.ndarray) -> list[str]:
 
 
 def _first(names: tuple[str, ...], count: int = 3) -> str:
-    shown = ", ".join(name[:80] for name in names[:count])
-    return (shown + (f" and {len(names) - count} more" if len(names) > count else "")) or "nothing"
+    some = ", ".join(map(shown, names[:count]))
+    return (some + (f" and {len(names) - count} more" if len(names) > count else "")) or "nothing"
