@@ -264,6 +264,12 @@ def test_two_sets_without_a_name_are_asked_about(tmp_path):
         weights.load(model(), tmp_path / "a.pth", part="none")
 
 
+def test_a_part_of_what_has_no_parts_is_refused(tmp_path):
+    weight_files.write_npz(STATE, tmp_path / "a.npz")
+    with pytest.raises(BadInput, match=r"a\.npz: no part 'x': only checkpoints of PyTorch's hold several"):
+        weights.load(model(), tmp_path / "a.npz", part="x")
+
+
 def test_lightning(tmp_path):
     names = prefixed("model.")
     hyper = call("pytorch_lightning.utilities.parsing", "AttributeDict") + b"(" + text("lr") + fragment(0.1, 2) + b"u"

@@ -1,6 +1,7 @@
 """Keras's files: the layers in the order that the file tells, wherever it tells it, and never in a guessed one."""
 
 import importlib.util
+import json
 import shutil
 import subprocess
 import sys
@@ -170,6 +171,42 @@ def test_what_is_no_layer_of_ours_is_left_over(tmp_path):
     report = weights.plan(model, weights.read(tmp_path / "a.weights.h5"))
     assert report.loaded == ("0.weight",)
     assert len(report.left_over) == 5
+
+
+def test_groups_called_like_other_layers(tmp_path):
+    """Keras numbers a .weights.h5's groups anew: the group conv2d_1 may be the layer conv2d_9, and conv2d the layer
+    conv2d_1. Also under the groups' name of Keras 2.12."""
+    names = ["conv2d_1", "conv2d_9", "conv2d"]
+    about = [{"class_name": "Conv2D", "config": {"name": name}} for name in names]
+    config = json.dumps({"class_name": "Sequential", "config": {"layers": about}})
+    for parent in ("layers", "_layer_checkpoint_dependencies"):
+        arrays = kernels([f"{parent}/conv2d", f"{parent}/conv2d_1", f"{parent}/conv2d_2"])
+        with h5py.File(tmp_path / "model.weights.h5", "w") as file:
+            for name, kernel in arrays.items():
+                file[f"{name}/vars/0"] = kernel
+        with zipfile.ZipFile(tmp_path / "a.keras", "w") as archive:
+            archive.writestr("config.json", config)
+            archive.write(tmp_path / "model.weights.h5", "model.weights.h5")
+        model = network(3)
+        weights.load(model, tmp_path / "a.keras", only="*.weight")
+        assert_in_order(model, arrays, arrays)
+
+
+def test_what_is_no_weight_is_not_left_over(tmp_path):
+    """Optimisers of Keras 2 and 3, metrics, and the seeds of layers that draw lots."""
+    for name in (
+        "optimizer_weights/training/Adam/conv1/kernel/m:0",
+        "optimizer_weights/Adam/iterations:0",
+        "optimizer/vars/3",
+        "optimizer/inner_optimizer/vars/1",
+        "layers/dropout/seed_generator/vars/0",
+        "layers/random_flip/generator/vars/0",
+        "_compile_metrics/_metrics/mean/vars/0",
+    ):
+        with h5py.File(tmp_path / "a.h5", "w") as file:
+            file["layers/conv2d/vars/0"] = np.ones((3, 3, 2, 2), np.float32)
+            file[name] = np.ones(2, np.int64)
+        assert not weights.load(Sequential(Conv2d(2, 2, 3, bias=False)), tmp_path / "a.h5").problems
 
 
 # ---- written by Keras ----

@@ -33,7 +33,7 @@ def add_options(command) -> None:
         "--preprocessing",
         metavar="NAME",
         help="how the weights want their images: torchvision (RGB, 0 to 1; the default), or caffe (BGR, 0 to 255; the "
-        "default for Keras's .h5 files)",
+        "default for Keras's .h5 and .keras files)",
     )
 
 
@@ -68,7 +68,9 @@ def _published(weights: str, name: str | None, preprocessing: str | None, partia
             f"--weights {weights}: say what network the file is for, such as --model vgg16; "
             f"these have a name: {', '.join(key for key, source in SOURCES.items() if not source.partial)}"
         )
-    wanted = preprocessing or (known.input if known else "caffe" if weights.endswith(".h5") else "torchvision")
+    wanted = preprocessing or (
+        known.input if known else "caffe" if weights.endswith((".h5", ".keras")) else "torchvision"
+    )
     if wanted not in PREPROCESSINGS:
         raise BadInput(f'no preprocessing "{wanted}"; there are {", ".join(PREPROCESSINGS)}')
     classes = tuple(imagenet_classes().values())

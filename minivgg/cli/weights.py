@@ -6,9 +6,9 @@ from pathlib import Path
 def add(commands) -> None:
     command = commands.add_parser(
         "weights",
-        help="published weights: list them, download them, inspect a file, convert it to safetensors",
-        description="Pretrained weights. Files of PyTorch (.pth, .pt), safetensors, npz and Keras (.h5) are read; "
-        "nothing in them is ever executed.",
+        help="published weights: list them, download them, inspect a file, convert it",
+        description="Pretrained weights. Files of PyTorch (.pth, .pt), safetensors, npz and Keras (.h5, .keras) are "
+        "read; nothing in them is ever executed.",
     )
     what = command.add_subparsers(title="commands", metavar="COMMAND", required=True)
 

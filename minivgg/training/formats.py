@@ -6,6 +6,7 @@ Nothing here trusts a header: sizes are checked against the bytes that are there
 import gzip
 import hashlib
 import io
+import itertools
 import math
 import tarfile
 import zipfile
@@ -108,18 +109,17 @@ def _checked(file: BinaryIO) -> BinaryIO:
 
 
 def _without_long_texts(file: BinaryIO) -> BinaryIO:
-    """A PNG without the texts and colour profiles of more than `_MAX_TEXT` bytes when unpacked, or of all together more
-    than sixteen times that; the file itself if there are none. Pillow refuses a picture for them, and we need none."""
-    size, at, spans, left = file.seek(0, io.SEEK_END), 8, [], 16 * _MAX_TEXT
-    start = 0
+    """A PNG without the texts and colour profiles that take more than `_MAX_TEXT` bytes when unpacked, or after others
+    of 48 times that; the file itself if there are none. Pillow refuses a picture for them, and we need none."""
+    size, start, at, spans, spare = file.seek(0, io.SEEK_END), 0, 8, [], 48 * _MAX_TEXT
     while at + 8 <= size:
         file.seek(at)
         length, kind = int.from_bytes(file.read(4), "big"), file.read(4)
         end = at + 12 + length
         if kind in (b"tEXt", b"zTXt", b"iTXt", b"iCCP"):
-            needs = _unpacked(kind, file.read(length)) if length <= _MAX_TEXT else length
-            left -= needs if needs <= _MAX_TEXT else 0
-            if needs > _MAX_TEXT or left < 0:
+            needs = _MAX_TEXT + 1 if length > _MAX_TEXT or spare < 0 else _unpacked(kind, file.read(length))
+            spare -= needs
+            if needs > _MAX_TEXT:
                 spans.append((start, at))
                 start = end
         at = end
@@ -213,8 +213,9 @@ def read_cifar_tar(path: Path, members: tuple[str, ...]) -> tuple[np.ndarray, np
         if len(data) > _UNPACKED:
             raise BadInput(f"{path}: unpacks to more than {_UNPACKED:,} bytes; CIFAR-10 takes 184 million")
         with tarfile.open(fileobj=io.BytesIO(data), mode="r:") as archive:
+            found = {info.name: info for info in itertools.islice(archive, 1000)}
             for member in members:
-                file = archive.extractfile(member)
+                file = archive.extractfile(found[member])
                 if file is None:
                     raise BadInput(f"{path}: {member} is not a file")
                 batches.append(read_cifar(file.read(10_000 * CIFAR_RECORD), f"{path}: {member}"))

@@ -12,9 +12,11 @@ sources.py         weights with a name, and their download
 formats.py         tells formats apart; safetensors and npz
 torch_files.py     .pth and .pt, zip and legacy
 pickle_machine.py  the pickles in those, followed without running them
-keras_h5.py        .h5
+checkpoints.py     which of the things in those are the weights?
+keras_h5.py        .h5, and the order of its layers
+keras_names.py     Keras's layers in the places of a network's
 entries.py         one array that a file promises
-names.py           torchvision's, timm's and Keras's names and layouts
+names.py           torchvision's and timm's names
 preprocessing.py   do these weights want BGR or RGB, bytes or 0–1?
 fits.py            which network is this file of?
 """

@@ -59,7 +59,10 @@ def read(path: Path, part: str | None = None) -> Contents:
     try:
         with path.open("rb") as file:
             start = file.read(16)
-        return _read(path, start, part)
+        contents = _read(path, start, part)
+        if part is not None and not contents.format.startswith("PyTorch"):
+            raise BadInput(f"no part {part!r}: only checkpoints of PyTorch's hold several state dicts")
+        return contents
     except FileNotFoundError:
         raise BadInput(f"{path}: no such file") from None
     except BadInput as error:

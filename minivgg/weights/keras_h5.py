@@ -163,10 +163,12 @@ def _natural(name: str) -> list:
 
 
 def _known(path: str, named: dict[str, int]) -> int | None:
-    """The number that the model's description gives to the layer of this dataset: by its path (.weights.h5), or by one
-    of the groups it lies in, the innermost first."""
+    """The number that the model's description gives to the layer of this dataset: by its path (.weights.h5, whose
+    groups have other names than the layers), or by one of the groups it lies in, the innermost first."""
     layer = layer_of(path)
-    names = (layer, *reversed(layer.split("/"))) if named and not path.startswith("optimizer") else ()
+    if "/vars/" in path:
+        return named.get(layer.replace("_layer_checkpoint_dependencies/", "layers/"))  # Keras 2.12's name for them
+    names = reversed(layer.split("/")) if named and not path.startswith("optimizer") else ()
     return next((named[name] for name in names if name in named), None)
 
 

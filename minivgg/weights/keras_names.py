@@ -26,7 +26,7 @@ _ROLES = {
     "moving_variance": "running_var",
 }
 _BY_NUMBER = {4: ("gamma", "beta", "moving_mean", "moving_variance"), 2: ("kernel", "bias"), 1: ("kernel",)}
-_NO_WEIGHTS = re.compile(r"/?optimizer|.*(^|/)(seed_generator|metrics|_?compile_metrics|loss_tracker)(_\d+)?/")
+_NO_WEIGHTS = re.compile(r"/?optimizer|.*(^|/)((seed_)?generator|metrics|_?compile_metrics|loss_tracker)(_\d+)?/")
 _OTHER_LAYERS = re.compile("transpose|depthwise|separable")  # whose kernels look like a convolution's
 
 Roles = dict[str, tuple[str, Entry]]  # "kernel" → the dataset's path and entry
