@@ -160,14 +160,44 @@ def _read_keras(path: Path, archive: zipfile.ZipFile, members: dict[str, zipfile
     if "config.json" in members:
         with archive.open("config.json") as member:
             config = keras_h5.description(member.read(MAX_HEADER + 1))
-    entries, layers = keras_h5.read(path, partial(_member, path, _KERAS_ZIP), config)
+    entries, layers = keras_h5.read(path, partial(_stored, path, members[_KERAS_ZIP]), config)
     return entries, {}, layers
 
 
 @contextmanager
-def _member(path: Path, name: str) -> Iterator[BinaryIO]:
-    with zipfile.ZipFile(path) as archive, archive.open(name) as member:
-        yield member
+def _stored(path: Path, info: zipfile.ZipInfo) -> Iterator[BinaryIO]:
+    """A member that is not compressed, where it lies in the archive: HDF5 jumps to and fro, and zipfile's own stream
+    would read all that is between."""
+    with path.open("rb") as file:
+        file.seek(info.header_offset)
+        head = file.read(30)
+        if head[:4] != b"PK\x03\x04":
+            raise BadInput(f"offset {info.header_offset}: no member of the archive begins there")
+        lengths = int.from_bytes(head[26:28], "little") + int.from_bytes(head[28:30], "little")  # name, extra field
+        yield _Part(file, info.header_offset + 30 + lengths, info.file_size)
+
+
+class _Part(io.RawIOBase):
+    """A part of a file, as a file."""
+
+    def __init__(self, file: BinaryIO, start: int, size: int):
+        self._file, self._start, self._size, self._at = file, start, size, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        self._at = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._size}[whence]
+        return self._at
+
+    def readinto(self, buffer) -> int:
+        self._file.seek(self._start + self._at)
+        count = self._file.readinto(memoryview(buffer)[: max(0, self._size - self._at)])
+        self._at += count
+        return count
 
 
 def _read_npz(path: Path, members: dict[str, zipfile.ZipInfo]) -> dict[str, Entry]:
