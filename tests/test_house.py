@@ -13,6 +13,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "minivgg"
 FLOORS = [  # from the ground
     {"errors", "files"},
+    {"caches"},
     {"cudasim"},
     {"backends"},
     {"ops"},

@@ -17,7 +17,8 @@ What is there: shared memory, static and dynamic; barriers; warp shuffles and vo
 `mma.sync` (by the functions of `tensor_cores.h`); `__half`. What is not: `__activemask`, grid-wide synchronisation,
 textures, streams, and time: it says what a kernel computes and what it asks of memory, not how fast a GPU would be.
 
-It works by compiling the kernel with g++ or clang++ against `cuda_on_cpu.h`, and knows nothing of the rest of minivgg.
+It works by compiling the kernel with g++ or clang++ against `cuda_on_cpu.h`, and knows nothing of the rest of minivgg
+but where it keeps what it built.
 """
 
 from minivgg.cudasim.checks import Launch, OrderDependent, Race, SimulatorError, Traffic, checking

@@ -1,5 +1,6 @@
 """From CUDA C to a shared library, by whatever C++ compiler there is; built once and kept on disk."""
 
+import atexit
 import ctypes
 import functools
 import hashlib
@@ -8,10 +9,11 @@ import re
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
+
+from minivgg import caches
 
 HERE = Path(__file__).parent
 HEADERS = ("cuda_on_cpu.h", "half.h", "tensor_cores.h", "runtime.h")
@@ -58,9 +60,26 @@ def why_not() -> str | None:
 
 
 def cache_folder() -> Path:
-    """Where built kernels are kept: $CUDASIM_CACHE, or cudasim/ in the user's cache folder."""
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(os.environ.get("CUDASIM_CACHE") or Path(base) / "cudasim")
+    """Where built kernels are kept: $CUDASIM_CACHE, or cudasim/ in the user's cache folder.
+
+    Where that cannot be written to, or belongs to somebody else, a line says so, and a temporary folder takes its
+    place. Raises CompileError if there is none.
+    """
+    try:
+        return caches.private(caches.user_folder("cudasim", "CUDASIM_CACHE"))
+    except OSError as error:
+        caches.say(f"built kernels are not kept: {error}; name a folder of your own in CUDASIM_CACHE", topic="cudasim")
+        return _for_now()
+
+
+@functools.cache
+def _for_now() -> Path:
+    try:
+        folder = tempfile.mkdtemp(prefix="cudasim")
+    except OSError as error:
+        raise CompileError(f"cudasim needs a folder to write to: name one in TMPDIR ({error.strerror})") from None
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return Path(folder)
 
 
 def build(
@@ -79,27 +98,52 @@ def build(
     options = tuple(o for o in options if not o.startswith("-D"))
     text = f'#include "cuda_on_cpu.h"\n{defines}\n#line 1 "{file}"\n{_shared_memory(source)}\n{exports}\nCUDASIM_END\n'
     flags = [*_COMMON, *(_WATCHED if watched else _QUICK), *options]
-    target = cache_folder() / f"{_hash(text, *flags, _runtime_hash(), *command())}.so"
-    if not target.exists():
-        with _beside(target) as folder:
-            (folder / "kernel.cpp").write_text(text)
-            ordered = ["-fno-toplevel-reorder"] if _is_gcc() else []  # the gaps stay between the shared arrays
-            _run([*command(), *flags, *ordered, "-c", "kernel.cpp", "-o", "kernel.o"], folder)
-            _run([*command(), "-shared", "-o", "kernel.so", "kernel.o", *map(str, _runtime()), "-ldl"], folder)
-            (folder / "kernel.so").replace(target)
-    return target
+
+    def compile(folder: Path) -> None:
+        (folder / "kernel.cpp").write_text(text)
+        runtime = [_runtime(name, folder) for name in RUNTIME]
+        ordered = ["-fno-toplevel-reorder"] if _is_gcc() else []  # the gaps stay between the shared arrays
+        _run([*command(), *flags, *ordered, "-c", "kernel.cpp", "-o", "kernel.o"], folder)
+        _run([*command(), "-shared", "-o", "it", "kernel.o", *runtime, "-ldl"], folder)
+
+    return _kept(f"{_hash(text, *flags, _runtime_hash(), *command())}.so", compile, _loads)
 
 
-@functools.cache
-def _runtime() -> tuple[Path, ...]:
-    """The compiled runtime, the same for every kernel."""
-    objects = tuple(cache_folder() / f"{_hash(name, _runtime_hash(), *command())}.o" for name in RUNTIME)
-    for name, target in zip(RUNTIME, objects, strict=True):
-        if not target.exists():
-            with _beside(target) as folder:
-                _run([*command(), *_COMMON, "-O2", "-U_FORTIFY_SOURCE", "-c", str(HERE / name), "-o", "it.o"], folder)
-                (folder / "it.o").replace(target)
-    return objects
+def _runtime(name: str, folder: Path) -> str:
+    """A part of the runtime, compiled, which is the same for every kernel, in `folder`."""
+
+    def compile(folder: Path) -> None:
+        _run([*command(), *_COMMON, "-O2", "-U_FORTIFY_SOURCE", "-c", str(HERE / name), "-o", "it"], folder)
+
+    kept = _kept(f"{_hash(name, _runtime_hash(), *command())}.o", compile)
+    shutil.copy(kept, folder / f"{name}.o")
+    return f"{name}.o"
+
+
+def _kept(name: str, compile: Callable[[Path], None], good: Callable[[Path], bool] = Path.is_file) -> Path:
+    """The file `name` of the cache: if it is not there, whole and `good`, `compile` makes "it" in a scratch folder."""
+    cache = cache_folder()
+    path = cache / name
+    if caches.fetch(path) is not None and good(path):
+        return path
+    with tempfile.TemporaryDirectory(dir=cache) as folder:
+        compile(Path(folder))
+        content = (Path(folder) / "it").read_bytes()
+    try:
+        caches.store(path, content)
+    except OSError as error:
+        if cache == _for_now():
+            raise CompileError(f"cudasim: {error}") from None
+        caches.say(f"a built kernel cannot be kept in {cache}: {error.strerror}", topic="cudasim")
+        caches.store(path := _for_now() / name, content)
+    return path
+
+
+def _loads(path: Path) -> bool:
+    try:
+        return bool(load(path))
+    except OSError:  # whole, but of another system
+        return False
 
 
 @functools.cache
@@ -114,14 +158,6 @@ def _is_gcc() -> bool:
 
 def _hash(*texts: str) -> str:
     return hashlib.sha256("\0".join(texts).encode()).hexdigest()[:32]
-
-
-@contextmanager
-def _beside(target: Path) -> Iterator[Path]:
-    """A scratch folder on the same disk, so that what is moved from it appears at once and whole."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=target.parent) as folder:
-        yield Path(folder)
 
 
 def _run(command: list[str], folder: Path) -> None:
@@ -149,7 +185,7 @@ def _shared_memory(source: str) -> str:
 
 @functools.lru_cache(256)
 def load(path: Path) -> ctypes.CDLL:
-    """The library, which stays loaded."""
+    """The library, which stays loaded. Raises OSError."""
     return ctypes.CDLL(str(path))
 
 

@@ -9,7 +9,6 @@ Nothing is downloaded unless `download=True` says so. The file formats are next 
 import difflib
 import functools
 import hashlib
-import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -17,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
+from minivgg.caches import user_folder
 from minivgg.errors import BadInput
 from minivgg.training.formats import (
     CIFAR_TEST,
@@ -134,8 +134,8 @@ def load(source: str | Path = "fashion-mnist-mini", *, download: bool = False) -
 
 
 def cache_dir() -> Path:
-    """Where downloads go: `$MINIVGG_CACHE` if set, else `~/.cache/minivgg`. It may not exist yet."""
-    return Path(os.environ.get("MINIVGG_CACHE") or "~/.cache/minivgg").expanduser()
+    """Where downloads go: `$MINIVGG_CACHE` if set, else `minivgg` in the user's cache folder. It may not exist yet."""
+    return user_folder("minivgg", "MINIVGG_CACHE")
 
 
 def read_fashion_mnist(folder: Path) -> tuple[Dataset, Dataset]:

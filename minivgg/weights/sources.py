@@ -1,10 +1,9 @@
 """Weights with a name: those that ship, and those that `download` fetches, once, when asked."""
 
-import os
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from minivgg.caches import user_folder
 from minivgg.errors import BadInput
 
 ASSETS = Path(__file__).parents[1] / "assets"
@@ -71,10 +70,7 @@ SOURCES = {
 
 def cache() -> Path:
     """The folder of downloads: MINIVGG_CACHE, or minivgg's in the user's cache folder."""
-    if chosen := os.environ.get("MINIVGG_CACHE"):
-        return Path(chosen)
-    home = Path.home() / ("Library/Caches" if sys.platform == "darwin" else ".cache")
-    return Path(os.environ.get("XDG_CACHE_HOME") or os.environ.get("LOCALAPPDATA") or home) / "minivgg"
+    return user_folder("minivgg", "MINIVGG_CACHE")
 
 
 def resolve(source: str | Path) -> tuple[Path, Known | None]:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import llvmlite.binding
 
+from minivgg.caches import user_folder
 from minivgg.errors import BadInput
 from minivgg.ops.conv2d.spec import ConvSpec
 
@@ -126,8 +127,7 @@ def key(spec: ConvSpec, direction: str) -> str:
 
 def table_path() -> Path:
     """Where this machine's measurements are kept: `MINIVGG_TUNING`, or a file in the user's cache folder."""
-    home = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
-    return Path(os.environ.get("MINIVGG_TUNING", home / "minivgg" / "conv_cpu.json"))
+    return Path(os.environ.get("MINIVGG_TUNING") or user_folder("minivgg", "MINIVGG_CACHE") / "conv_cpu.json")
 
 
 @functools.cache
