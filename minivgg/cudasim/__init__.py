@@ -21,7 +21,7 @@ It works by compiling the kernel with g++ or clang++ against `cuda_on_cpu.h`, an
 but where it keeps what it built.
 """
 
-from minivgg.cudasim.checks import Launch, OrderDependent, Race, SimulatorError, Traffic, checking
+from minivgg.cudasim.checks import Launch, OrderDependent, Race, Refused, SimulatorError, Traffic, checking
 from minivgg.cudasim.compiler import CompileError, why_not
 from minivgg.cudasim.kernel import RawKernel, kernels_of
 
@@ -31,6 +31,7 @@ __all__ = [
     "OrderDependent",
     "Race",
     "RawKernel",
+    "Refused",
     "SimulatorError",
     "Traffic",
     "checking",

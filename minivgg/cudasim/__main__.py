@@ -34,6 +34,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--block", type=_sizes, default=(32,), help="threads a block (default: 32)")
     parser.add_argument("--shared-mem", type=int, default=0, metavar="BYTES", help="dynamic shared memory (default: 0)")
     parser.add_argument("--orders", type=int, default=4, help="orders of threads to try (default: 4)")
+    parser.add_argument(
+        "--seconds",
+        type=float,
+        default=10,
+        help="that a block may compute for; who takes longer has no end (default: 10)",
+    )
     parser.add_argument("--racecheck", action="store_true", help="find races, and name the two lines")
     parser.add_argument("--memcheck", action="store_true", help="find accesses out of bounds, and name the line")
     parser.add_argument("--traffic", action="store_true", help="count transactions and bank conflicts, line by line")
@@ -49,12 +55,13 @@ def _sizes(text: str) -> tuple[int, ...]:
 
 
 def main(argv: list[str] | None = None) -> int:
+    """Run the command; returns the exit status: 0 all is well, 1 the kernel is wrong, 2 it cannot be run."""
     options = _parser().parse_intermixed_args(argv)
     try:
         _run(options)
     except (cudasim.SimulatorError, cudasim.CompileError, OSError, ValueError) as error:
         print(f"{error}", file=sys.stderr)
-        return 2
+        return 1 if isinstance(error, cudasim.SimulatorError) and not isinstance(error, cudasim.Refused) else 2
     return 0
 
 
@@ -69,18 +76,18 @@ def _run(options) -> None:
     values = _values(kernel, given, np.random.default_rng(options.seed))
     orders = ("forward", "reverse", *range(1, options.orders - 1))[: max(options.orders, 1)]
     before = [v.copy() for v in values]
-    with cudasim.checking(orders=orders) as launches:
+    watched = {name: True for name in ("racecheck", "memcheck", "traffic") if getattr(options, name)}
+    with cudasim.checking(seconds=options.seconds, orders=orders):
+        if watched:  # first, because it stops what would do harm, and names the lines
+            with cudasim.checking(**watched) as launches:
+                kernel(options.grid, options.block, [v.copy() for v in values], shared_mem=options.shared_mem)
         kernel(options.grid, options.block, values, shared_mem=options.shared_mem)
     print(f"{kernel.name}: the same in {len(orders)} order{'s' if len(orders) > 1 else ''} of threads")
     for name, value, old in zip(kernel.parameters, values, before, strict=True):
         if isinstance(value, np.ndarray) and not np.array_equal(value, old, equal_nan=True):
             print(f"{name} {value.shape} {value.dtype}:\n{np.array2string(value, threshold=40, precision=5)}")
-    watched = {name: True for name in ("racecheck", "memcheck", "traffic") if getattr(options, name)}
-    if watched:
-        with cudasim.checking(**watched) as launches:
-            kernel(options.grid, options.block, before, shared_mem=options.shared_mem)
-        for name in watched:
-            print("traffic:\n" + launches[0].table() if name == "traffic" else f"{name}: nothing found")
+    for name in watched:
+        print("traffic:\n" + launches[0].table() if name == "traffic" else f"{name}: nothing found")
 
 
 def _values(kernel, given: dict[str, str], rng) -> list:

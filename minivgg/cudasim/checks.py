@@ -9,7 +9,11 @@ Order = str | int  # "forward", "reverse", or the seed of a shuffle
 
 
 class SimulatorError(Exception):
-    """A kernel that went wrong, or a launch that no GPU would take."""
+    """A kernel that went wrong: all that the simulator raises is one of these, but for CompileError."""
+
+
+class Refused(SimulatorError):
+    """A launch that no GPU would take, or would misread: nothing has run."""
 
 
 class OrderDependent(SimulatorError):
@@ -28,7 +32,12 @@ class Checks:
     racecheck: bool = False
     memcheck: bool = False
     traffic: bool = False
+    seconds: float = 10
     launches: list["Launch"] | None = None
+
+    def __post_init__(self):
+        if not self.seconds > 0:
+            raise Refused(f"seconds must be more than 0, got {self.seconds}")
 
     @property
     def watched(self) -> int:
@@ -52,6 +61,7 @@ def checking(**changes) -> Iterator[list["Launch"]]:
     racecheck   find pairs of accesses to one place that no barrier, and no meeting of a warp, puts in an order
     memcheck    find accesses outside of the arrays (part of racecheck as well)
     traffic     count the transactions that a GPU would need
+    seconds     how long a block may compute before it is taken for one without an end (10)
 
         with cudasim.checking(racecheck=True, orders=("forward", "reverse", 1, 2)) as launches:
             kernel(grid, block, (x, y))

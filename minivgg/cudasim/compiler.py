@@ -17,7 +17,7 @@ from minivgg import caches
 
 HERE = Path(__file__).parent
 HEADERS = ("cuda_on_cpu.h", "half.h", "tensor_cores.h", "runtime.h")
-RUNTIME = ("runtime.cpp", "watch.cpp")
+RUNTIME = ("runtime.cpp", "watch.cpp", "signals.cpp")
 
 _COMMON = [
     "-std=c++17",
@@ -27,6 +27,7 @@ _COMMON = [
     "-fno-strict-aliasing",
     "-ffp-contract=off",
     "-fno-threadsafe-statics",
+    "-fstack-clash-protection",  # see runtime.cpp
     f"-I{HERE}",
 ]
 _MOST_LINES = 20  # of the compiler's errors: the first says most
@@ -103,7 +104,7 @@ def build(
         (folder / "kernel.cpp").write_text(text)
         runtime = [_runtime(name, folder) for name in RUNTIME]
         ordered = ["-fno-toplevel-reorder"] if _is_gcc() else []  # the gaps stay between the shared arrays
-        _run([*command(), *flags, *ordered, "-c", "kernel.cpp", "-o", "kernel.o"], folder)
+        _run([*command(), *flags, *ordered, "-fno-exceptions", "-c", "kernel.cpp", "-o", "kernel.o"], folder)
         _run([*command(), "-shared", "-o", "it", "kernel.o", *runtime, "-ldl"], folder)
 
     return _kept(f"{_hash(text, *flags, _runtime_hash(), *command())}.so", compile, _loads)

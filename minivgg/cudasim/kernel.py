@@ -3,15 +3,27 @@
 import ctypes
 import functools
 import re
+import threading
 
 import numpy as np
 
 from minivgg.cudasim import compiler
-from minivgg.cudasim.checks import Checks, Launch, OrderDependent, Race, SimulatorError, current, findings, in_words
+from minivgg.cudasim.checks import (
+    Checks,
+    Launch,
+    OrderDependent,
+    Race,
+    Refused,
+    SimulatorError,
+    current,
+    findings,
+    in_words,
+)
 
 MAX_THREADS, MAX_GRID = 1024, (2**31 - 1, 65535, 65535)
 MAX_STATIC_SHARED, MAX_SHARED = 48 << 10, 227 << 10  # bytes a block may declare, and may ask for at launch (sm_90)
 _ORDERS = {"forward": 0, "reverse": 1}
+_one_launch_at_a_time = threading.RLock()
 
 
 def kernels_of(source: str) -> list[str]:
@@ -29,16 +41,20 @@ class RawKernel:
     without gaps and NumPy numbers, of the very types that the kernel declares. Messages call the source `file`.
 
     A launch runs once in each order of threads that `checking` names, and must give the same bits. Raises CompileError;
-    SimulatorError for a launch that no GPU would take, and for what goes wrong inside it (divergent barriers, deadlock,
-    wrong masks, failed assertions); OrderDependent; Race.
+    Refused for a launch that no GPU would take; SimulatorError for what goes wrong inside it (divergent barriers,
+    deadlock, wrong masks, failed assertions, addresses without memory, loops without an end); OrderDependent; Race.
     """
 
     def __init__(self, source: str, name: str, options: tuple[str, ...] = (), *, file: str = "kernel.cu"):
         self.source, self.name, self.options, self.file = source, name, tuple(options), file
         if name not in (there := kernels_of(source)):
-            raise SimulatorError(f"{file} has no kernel {name}; there is {', '.join(there) or 'none'}")
+            raise Refused(f"{file} has no kernel {name}; there is {', '.join(there) or 'none'}")
 
     def __call__(self, grid, block, args, *, shared_mem: int = 0) -> None:
+        with _one_launch_at_a_time:  # signals are the process's
+            self._launch(grid, block, args, shared_mem)
+
+    def _launch(self, grid, block, args, shared_mem) -> None:
         checks = current()
         library = self._library(bool(checks.watched))
         grid, block = _sizes(grid, "grid"), _sizes(block, "block")
@@ -96,28 +112,28 @@ class RawKernel:
         )
         for wrong, why in refusals:
             if wrong:
-                raise SimulatorError(f"{self.name}: cannot launch grid {grid}, block {block}: {why}")
+                raise Refused(f"{self.name}: cannot launch grid {grid}, block {block}: {why}")
 
     def _check_arguments(self, library, args) -> None:
         if len(args) != len(library.types):
             declared = ", ".join(f"{type_} {name}" for name, type_ in zip(self.parameters, library.types, strict=True))
-            raise SimulatorError(f"{self.name} takes {len(library.types)} arguments ({declared}), got {len(args)}")
+            raise Refused(f"{self.name} takes {len(library.types)} arguments ({declared}), got {len(args)}")
         for name, type_, value in zip(self.parameters, library.types, args, strict=True):
             wanted = type_.removeprefix("const ").removesuffix("*")
             if type_.endswith("*"):
                 if not isinstance(value, np.ndarray):
-                    raise SimulatorError(f"{self.name}: {name} is a {type_}, so an array of {wanted}, not {value!r}")
+                    raise Refused(f"{self.name}: {name} is a {type_}, so an array of {wanted}, not {value!r}")
                 if not _is_dense(value):
-                    raise SimulatorError(
+                    raise Refused(
                         f"{self.name}: {name} {value.shape} has gaps in memory (strides {value.strides}), "
                         "which the kernel cannot know of: pass a contiguous copy"
                     )
                 if _is_output(type_) and not value.flags.writeable:
-                    raise SimulatorError(f"{self.name}: {name} is written to, but the array is read-only")
+                    raise Refused(f"{self.name}: {name} is written to, but the array is read-only")
             elif isinstance(value, np.ndarray) or not isinstance(value, np.generic):
-                raise SimulatorError(f"{self.name}: {name} is a {type_}: pass np.{wanted}(…), not {value!r}")
+                raise Refused(f"{self.name}: {name} is a {type_}: pass np.{wanted}(…), not {value!r}")
             if str(value.dtype) != wanted and wanted != "other":
-                raise SimulatorError(f"{self.name}: {name} is declared {type_}, but got {value.dtype}")
+                raise Refused(f"{self.name}: {name} is declared {type_}, but got {value.dtype}")
 
     # ---- Running ----
 
@@ -125,7 +141,7 @@ class RawKernel:
         kind, seed = (_ORDERS[order], 0) if order in _ORDERS else (2, int(order))
         holders = [ctypes.c_void_p(a.ctypes.data) if isinstance(a, np.ndarray) else np.array(a) for a in args]
         places = [ctypes.addressof(h) if isinstance(h, ctypes.c_void_p) else h.ctypes.data for h in holders]
-        error = library.launch(places, launch.grid, launch.block, launch.shared_mem, kind, seed)
+        error = library.launch(places, launch.grid, launch.block, launch.shared_mem, kind, seed, current().seconds)
         if error:
             arrays = self._arrays(library, args)
             raise SimulatorError(f"{self.name}: {in_words(error, library.line_of, arrays)}")
@@ -179,7 +195,7 @@ class RawKernel:
 def _sizes(sizes, what: str) -> tuple[int, int, int]:
     sizes = (sizes,) if isinstance(sizes, int) else tuple(int(s) for s in sizes)
     if not 1 <= len(sizes) <= 3:
-        raise SimulatorError(f"{what} takes one to three sizes, got {sizes}")
+        raise Refused(f"{what} takes one to three sizes, got {sizes}")
     return sizes + (1,) * (3 - len(sizes))
 
 
@@ -234,7 +250,7 @@ class _Library:
         self.shared = compiler.shared_arrays(path)
         self.dynamic = 0
 
-    def launch(self, places, grid, block, shared_mem, order, seed) -> str | None:
+    def launch(self, places, grid, block, shared_mem, order, seed, seconds) -> str | None:
         self.dynamic = shared_mem
         three = ctypes.c_uint * 3
         message = self._dll.cudasim_launch(
@@ -245,6 +261,7 @@ class _Library:
             ctypes.c_size_t(shared_mem),
             order,
             ctypes.c_uint64(seed),
+            ctypes.c_double(seconds),
         )
         return message and message.decode()
 

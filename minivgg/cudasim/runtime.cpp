@@ -25,7 +25,7 @@ struct Fiber : Thread {
     jmp_buf place;
     bool started = false;
     State state;
-    Where where;
+    Where where{};
     int kind, predicate, *answer;  // at a barrier
     unsigned mask;            // at a meeting
     const char* what;
@@ -35,7 +35,9 @@ struct Fiber : Thread {
     int groups = 0;
 };
 
-constexpr size_t STACK = 256 << 10;
+// CUDA's limit of local memory, room for the functions that a kernel is called by and calls, and a gap that nobody may
+// touch: -fstack-clash-protection has large frames touch each page in turn, so that none is jumped over.
+constexpr size_t LOCAL = 512 << 10, ROOM = 64 << 10, GUARD = 64 << 10, STACK = GUARD + ROOM + LOCAL;
 
 std::vector<Fiber> fibers;
 char* stacks;
@@ -64,9 +66,10 @@ void step_aside() {
 bool provide_stacks(size_t size) {
     if (size <= stacks_size) return true;
     if (stacks_size) munmap(stacks, stacks_size);
-    void* memory = mmap(nullptr, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANON, -1, 0);
+    void* memory = mmap(nullptr, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANON | MAP_NORESERVE, -1, 0);
     stacks_size = memory == MAP_FAILED ? 0 : size;
     stacks = static_cast<char*>(memory);
+    for (size_t at = 0; at < stacks_size; at += STACK) mprotect(stacks + at, GUARD, PROT_NONE);
     return stacks_size;
 }
 
@@ -88,14 +91,14 @@ void resume(Fiber& fiber, size_t number) {
     if (fiber.started) _longjmp(fiber.place, 1);
     fiber.started = true;
     getcontext(&fiber_context);
-    fiber_context.uc_stack.ss_sp = stacks + number * STACK;
-    fiber_context.uc_stack.ss_size = STACK;
+    fiber_context.uc_stack.ss_sp = stacks + number * STACK + GUARD;
+    fiber_context.uc_stack.ss_size = STACK - GUARD;
     fiber_context.uc_link = nullptr;
     makecontext(&fiber_context, live, 0);
     setcontext(&fiber_context);
 }
 
-std::string at(Where where) { return std::string(where.file) + ":" + std::to_string(where.line); }
+std::string at(Where where) { return where.file ? where.file + (":" + std::to_string(where.line)) : "no line"; }
 
 // Who waits where, and who has returned: "threads (0,0,0) … (31,0,0), 32 in all, wait in __syncthreads at k.cu:7".
 std::string roll_call() {
@@ -151,12 +154,14 @@ void run_block(uint3 block, int order) {
         fibers[i].copies.clear();
     }
     watch_block(block);
+    Signals::next_block();
     for (;;) {
         if (order == SHUFFLED) std::shuffle(turns.begin(), turns.end(), random_bits);
         bool moved = false;
         for (size_t i : turns) {
             if (fibers[i].state != READY) continue;
             resume(fibers[i], i);
+            if (Signals::stopped()) fail(Signals::why(fibers[i], at(fibers[i].where)));
             if (!error.empty()) return;
             moved = true;
         }
@@ -185,11 +190,22 @@ std::string full_name_of(const Thread& thread) {
 
 void fail(const std::string& why) {
     if (error.empty()) error = why;
-    if (cudasim_thread) _longjmp(scheduler, 1);  // out of the kernel: its stack is left as it is
+    if (cudasim_thread) leave_kernel();
+}
+
+void leave_kernel() { _longjmp(scheduler, 1); }  // its stack is left as it is
+
+void leave_kernel_at(Where where) {
+    running().where = where;
+    leave_kernel();
 }
 
 bool on_a_stack(const void* address) {
     return address >= stacks && address < stacks + stacks_size;
+}
+
+bool in_a_guard(const void* address) {
+    return on_a_stack(address) && (static_cast<const char*>(address) - stacks) % STACK < GUARD;
 }
 
 extern "C" {
@@ -274,7 +290,7 @@ void cudasim_copies_wait(int groups_left) {
 
 // Runs the kernel; null if all went well, else what went wrong.
 const char* cudasim_launch(void (*call)(void**), void** values, const unsigned* grid, const unsigned* block,
-                           size_t shared_bytes, int order, uint64_t seed) {
+                           size_t shared_bytes, int order, uint64_t seed, double seconds) {
     kernel = call, arguments = values, error.clear(), random_bits.seed(seed);
     cudasim_grid_size = dim3(grid[0], grid[1], grid[2]);
     cudasim_block_size = dim3(block[0], block[1], block[2]);
@@ -291,6 +307,7 @@ const char* cudasim_launch(void (*call)(void**), void** values, const unsigned* 
     std::vector<size_t> turns(blocks);
     for (size_t i = 0; i < blocks; i++) turns[i] = order == REVERSE ? blocks - 1 - i : i;
     if (order == SHUFFLED) std::shuffle(turns.begin(), turns.end(), random_bits);
+    Signals signals(seconds);
     for (size_t i : turns) {
         run_block({unsigned(i % grid[0]), unsigned(i / grid[0] % grid[1]), unsigned(i / grid[0] / grid[1])}, order);
         if (!error.empty()) break;

@@ -235,6 +235,7 @@ void watch_meeting(unsigned mask) {
 
 void watch_access(const void* address, int size, Kind kind, void* pc) {
     if (!watched || !cudasim_thread) return;
+    if (Signals::stopped()) Signals::leave(pc);
     const char* at = static_cast<const char*>(address);
     if (on_a_stack(at) || (at >= threads && at < threads_end)) return;
     const auto region = std::find_if(regions.begin(), regions.end(), [&](auto& r) { return r.holds(at, size); });
@@ -258,7 +259,10 @@ void watch_access(const void* address, int size, Kind kind, void* pc) {
 
 extern "C" {
 
-void cudasim_atomic(void* at, int size, Where) { watch_access(at, size, ATOMIC, __builtin_return_address(0)); }
+void cudasim_atomic(void* at, int size, Where where) {
+    if (Signals::stopped()) leave_kernel_at(where);
+    watch_access(at, size, ATOMIC, __builtin_return_address(0));
+}
 
 size_t cudasim_image() { return reinterpret_cast<size_t>(image_of_this()); }
 
