@@ -12,8 +12,8 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "minivgg"
 FLOORS = [  # from the ground
-    {"errors", "files"},
-    {"caches"},
+    {"errors", "files", "texts"},
+    {"caches", "figures", "progress", "streams"},
     {"cudasim"},
     {"backends"},
     {"ops"},

@@ -174,7 +174,7 @@ class Kernel:
 @functools.cache
 def _pasted(path: Path) -> str:
     """The text of a file, with that of the files beside it that it includes in quotes."""
-    parts = re.split(r'^#include "(.+)"\n', path.read_text(), flags=re.MULTILINE)
+    parts = re.split(r'^#include "(.+)"\n', path.read_text(encoding="utf-8"), flags=re.MULTILINE)
     text, line = "", 1
     for part, included in itertools.zip_longest(parts[::2], parts[1::2]):
         text += f'#line {line} "{path.name}"\n{part}\n' + (_pasted(path.parent / included) if included else "")

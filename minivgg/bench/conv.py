@@ -6,7 +6,6 @@ from dataclasses import asdict
 from functools import partial
 
 import numpy as np
-from tqdm import tqdm
 
 from minivgg.backends.array import channels_last
 from minivgg.bench import pytorch
@@ -16,6 +15,7 @@ from minivgg.errors import BadInput
 from minivgg.models.vgg import CONFIGURATIONS
 from minivgg.ops.conv2d import ALGORITHMS, ConvSpec, algorithms_on, check_algorithm, plan
 from minivgg.ops.conv2d.planning import PASSES
+from minivgg.progress import tqdm
 
 DIRECTIONS = PASSES
 RIVALS = {"PyTorch NCHW": False, "PyTorch channels last": True}  # name → channels_last

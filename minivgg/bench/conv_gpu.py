@@ -13,7 +13,6 @@ from dataclasses import asdict, dataclass
 from functools import partial
 
 import numpy as np
-from tqdm import tqdm
 
 from minivgg.backends.array import channels_last
 from minivgg.bench import cudnn, gpu, pytorch
@@ -23,6 +22,7 @@ from minivgg.bench.race import check, heat
 from minivgg.bench.record import best_rival, judge
 from minivgg.errors import BadInput
 from minivgg.ops.conv2d import ALGORITHMS, ConvSpec, check_algorithm, plan
+from minivgg.progress import tqdm
 
 BATCHES = (1, 32, 64)
 _OPERANDS = {"forward": ("x", "w"), "grad_input": ("w", "y"), "grad_weight": ("x", "y")}  # "y" stands for dy

@@ -4,13 +4,12 @@ import json
 import time
 from collections.abc import Callable, Iterable
 
-from tqdm import tqdm
-
 from minivgg.backends.jit import threads
 from minivgg.bench.conv import operands, ours
 from minivgg.files import atomically
 from minivgg.ops.conv2d import ALGORITHMS, ConvSpec, plan
 from minivgg.ops.conv2d.planning import PASSES, key, machine, measurements, read_table, table_path
+from minivgg.progress import tqdm
 
 _SECONDS = 0.3  # that a measurement may take, once its algorithm is compiled
 _SAMPLES = 7

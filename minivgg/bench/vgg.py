@@ -6,7 +6,6 @@ from dataclasses import asdict, dataclass
 from functools import partial
 
 import numpy as np
-from tqdm import tqdm
 
 from minivgg.backends.array import channels_last
 from minivgg.bench import pytorch
@@ -18,6 +17,7 @@ from minivgg.layers import Layer, Sequential
 from minivgg.models import build
 from minivgg.ops.conv2d import ALGORITHMS
 from minivgg.ops.softmax_cross_entropy import softmax_cross_entropy_backward, softmax_cross_entropy_forward
+from minivgg.progress import tqdm
 from minivgg.training.optim import SGD
 
 RATE = 1e-4  # of learning: it only has to move the weights without sending them to infinity

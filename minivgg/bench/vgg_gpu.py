@@ -6,7 +6,6 @@ from dataclasses import asdict
 from functools import partial
 
 import numpy as np
-from tqdm import tqdm
 
 from minivgg.backends.array import to
 from minivgg.backends.graph import Recording
@@ -18,6 +17,7 @@ from minivgg.errors import BadInput
 from minivgg.insight.ledger import ledger
 from minivgg.layers import Layer
 from minivgg.ops.softmax_cross_entropy import softmax_cross_entropy_backward, softmax_cross_entropy_forward
+from minivgg.progress import tqdm
 from minivgg.training.graph import WARM_UP
 from minivgg.training.optim import SGD
 

@@ -64,7 +64,7 @@ def _add_common(race, seconds: float) -> None:
     race.add_argument("--quick", action="store_true", help="something tiny, to see that it works; overrules most else")
     race.add_argument("--details", action="store_true", help="print the table of every heat, too")
     race.add_argument("--json", type=Path, metavar="FILE", help="save everything that was measured")
-    race.add_argument("--picture", type=Path, metavar="PNG", help="draw it")
+    race.add_argument("--picture", type=Path, metavar="FILE", help="draw it")
     race.add_argument("--quiet", action="store_true", help="no progress bar")
 
 

@@ -16,7 +16,7 @@ def add(commands) -> None:
     )
     show.add_argument("name", metavar="NAME", help="a bug of the list")
     show.add_argument("--seed", type=int, default=0, metavar="N", help="of the numbers it is checked on (default: 0)")
-    show.add_argument("--picture", type=Path, metavar="PNG", help="save the picture of the wrong gradient")
+    show.add_argument("--picture", type=Path, metavar="FILE", help="save the picture of the wrong gradient")
     show.set_defaults(command=run_show)
 
 

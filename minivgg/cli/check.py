@@ -13,7 +13,7 @@ def add(commands) -> None:
     )
     command.add_argument("exercise", nargs="?", metavar="ID", help="an exercise of the list, such as 01.1")
     command.add_argument("--file", type=Path, metavar="PY", help="a Python file that defines the functions asked for")
-    command.add_argument("--picture", type=Path, metavar="PNG", help="save the picture of a wrong gradient")
+    command.add_argument("--picture", type=Path, metavar="FILE", help="save the picture of a wrong gradient")
     command.set_defaults(command=run)
 
 

@@ -27,7 +27,7 @@ def add(commands) -> None:
         type=Path,
         nargs="?",
         const=Path("compare.png"),
-        metavar="PNG",
+        metavar="FILE",
         help="draw it too (without a name, to compare.png)",
     )
     command.set_defaults(command=run)

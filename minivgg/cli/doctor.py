@@ -38,7 +38,7 @@ def add(commands) -> None:
     command.add_argument(
         "--compare", action=argparse.BooleanOptionalAction, default=True, help="try other starts, with batch norm too"
     )
-    command.add_argument("--picture", type=Path, default=Path("doctor.png"), metavar="PNG", help="where to draw them")
+    command.add_argument("--picture", type=Path, default=Path("doctor.png"), metavar="FILE", help="where to draw them")
     command.set_defaults(command=run)
 
 

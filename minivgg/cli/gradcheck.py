@@ -105,7 +105,7 @@ def answer_to(subject: Subject) -> Answer:
 
 
 def run(arguments) -> int:
-    from tqdm import tqdm
+    from minivgg.progress import tqdm
 
     subjects = list(_subjects(arguments))
     total = sum(len(subject.checks) for subject in subjects)

@@ -1,12 +1,11 @@
 """`minivgg COMMAND …`: finds the command, and turns bad input into one line and exit status 2."""
 
 import argparse
-import os
 import sys
 import warnings
 from collections.abc import Sequence
 
-from minivgg import __version__
+from minivgg import __version__, figures, streams
 from minivgg.cli import (
     bench,
     bugs,
@@ -23,6 +22,7 @@ from minivgg.cli import (
     weights,
 )
 from minivgg.errors import BadInput
+from minivgg.texts import in_line
 
 COMMANDS = (train, predict, evaluate, see, doctor, summary, compare, weights, gradcheck, bugs, check, bench, info)
 
@@ -43,22 +43,28 @@ def parser() -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status: 0 done, 1 a gradient, an exercise or a contestant is wrong, 2 bad
-    input, 130 interrupted."""
+    input, 130 interrupted, 141 nobody reads what is printed any more (`| head`), though all else was done."""
+    with streams.made_safe() as out:
+        return out.status(_run(arguments))
+
+
+def _run(arguments: Sequence[str] | None) -> int:
     chosen = parser().parse_args(arguments)
     warnings.filterwarnings("ignore", module="PIL")  # what is wrong with a picture for good is an error anyway
     try:
-        status = chosen.command(chosen) or 0
-        sys.stdout.flush()
-        return status
+        if getattr(chosen, "picture", None):
+            figures.check_path(chosen.picture)
+        return chosen.command(chosen) or 0
     except BadInput as error:
-        print(f"minivgg: {error}", file=sys.stderr)
-        return 2
-    except BrokenPipeError:  # whoever reads us, `head` for one, has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+        return _complain(error)
     except OSError as error:  # a full disk, a folder that may not be written to
-        print(f"minivgg: {error.filename or 'input/output'}: {error.strerror or error}", file=sys.stderr)
-        return 2
+        return _complain(f"{error.filename or 'input/output'}: {error.strerror or error}")
+    except MemoryError as error:  # NumPy says for what
+        return _complain(f"not enough memory: {error}".rstrip(": "))
     except KeyboardInterrupt:
-        print("minivgg: interrupted", file=sys.stderr)
-        return 130
+        return _complain("interrupted", 130)
+
+
+def _complain(text: object, status: int = 2) -> int:
+    print(f"minivgg: {in_line(text)}", file=sys.stderr)
+    return status

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from minivgg.cli.train import RUNS
 from minivgg.errors import BadInput
+from minivgg.texts import in_line
 
 DEVICE = {  # of `add_argument("--device", …)`
     "choices": ("cpu", "gpu", "sim"),
@@ -79,7 +80,7 @@ def _published(weights: str, name: str | None, preprocessing: str | None, partia
         warnings.simplefilter("ignore")  # they are in the report, too
         report = load(model, weights, input=wanted)
     for note in report.warnings:
-        print(f"minivgg: {weights}: {note}", file=sys.stderr)
+        print(f"minivgg: {in_line(weights)}: {in_line(note)}", file=sys.stderr)
     return Network(model, PREPROCESSINGS[wanted], classes)
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from minivgg.cli import network
 from minivgg.errors import BadInput
+from minivgg.texts import in_line
 
 BATCH = 16
 MOST_DRAWN = 20  # a picture can only be so high
@@ -28,7 +29,7 @@ def add(commands) -> None:
         "--picture",
         type=Path,
         default=Path("predictions.png"),
-        metavar="PNG",
+        metavar="FILE",
         help="where to draw (default: predictions.png)",
     )
     command.set_defaults(command=run)
@@ -62,11 +63,11 @@ def run(arguments: argparse.Namespace) -> None:
         raise BadInput("the network's scores are not finite numbers: its weights are damaged")
     probabilities = softmax_forward(scores)[0]
     for path, p in zip(arguments.images, probabilities, strict=True):
-        print(path)
+        print(in_line(path))
         best = np.argsort(-p, kind="stable")[: arguments.top]
-        width = max(len(classes[k]) for k in best)
+        width = max(len(in_line(classes[k])) for k in best)
         for k in best:
-            print(f"  {classes[k]:{width}}  {p[k]:6.1%}  {'█' * round(30 * p[k])}".rstrip())
+            print(f"  {in_line(classes[k]):{width}}  {p[k]:6.1%}  {'█' * round(30 * p[k])}".rstrip())
     images, xs, probabilities = images[:MOST_DRAWN], xs[:MOST_DRAWN], probabilities[:MOST_DRAWN]
     views = None
     if preprocessing.size >= SMALLEST_TO_EXPLAIN:

@@ -23,7 +23,9 @@ def add(commands) -> None:
             sub.add_argument("images", nargs=images, type=Path, metavar="IMAGE", help="a picture that Pillow can open")
         network.add_options(sub)
         where = Path(f"{name}.png")
-        sub.add_argument("--picture", type=Path, default=where, metavar="PNG", help=f"where to draw (default: {where})")
+        sub.add_argument(
+            "--picture", type=Path, default=where, metavar="FILE", help=f"where to draw (default: {where})"
+        )
         sub.set_defaults(command=run)
         return sub
 

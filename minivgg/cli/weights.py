@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+from minivgg.texts import in_line
+
 
 def add(commands) -> None:
     command = commands.add_parser(
@@ -58,7 +60,7 @@ def run_inspect(arguments) -> None:
     from minivgg.weights.sources import resolve
 
     contents = read(resolve(arguments.file)[0], arguments.part)
-    print(f"{contents.path}: {contents.format}")
+    print(f"{in_line(contents.path)}: {contents.format}")
     rows = [(shown(name, 100), str(entry.shape), entry.dtype) for name, entry in contents.entries.items()]
     widths = [max((len(row[i]) for row in rows), default=0) for i in range(2)]
     for name, shape, dtype in rows:

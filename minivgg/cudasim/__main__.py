@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from minivgg import cudasim
+from minivgg import cudasim, streams
 
 _FILLS = {
     "random": lambda shape, rng: rng.standard_normal(shape),
@@ -56,17 +56,27 @@ def _sizes(text: str) -> tuple[int, ...]:
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command; returns the exit status: 0 all is well, 1 the kernel is wrong, 2 it cannot be run."""
+    with streams.made_safe() as out:
+        return out.status(_main(argv))
+
+
+def _main(argv: list[str] | None) -> int:
     options = _parser().parse_intermixed_args(argv)
     try:
         _run(options)
     except (cudasim.SimulatorError, cudasim.CompileError, OSError, ValueError) as error:
         print(f"{error}", file=sys.stderr)
         return 1 if isinstance(error, cudasim.SimulatorError) and not isinstance(error, cudasim.Refused) else 2
+    except MemoryError as error:
+        print(f"not enough memory: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
     return 0
 
 
 def _run(options) -> None:
-    source = options.file.read_text()
+    source = options.file.read_text(encoding="utf-8", errors="surrogateescape")
     names = [options.kernel] if options.kernel else cudasim.kernels_of(source)
     if len(names) != 1:
         raise ValueError(f"{options.file} has the kernels {', '.join(names) or 'none'}: choose one with --kernel")

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from minivgg import caches
+from minivgg.texts import in_line
 
 HERE = Path(__file__).parent
 HEADERS = ("cuda_on_cpu.h", "half.h", "tensor_cores.h", "runtime.h")
@@ -97,11 +98,12 @@ def build(
     # after the header, whose own names a macro such as T would change
     defines = "\n".join(f"#define {o[2:].replace('=', ' ', 1)}" for o in options if o.startswith("-D"))
     options = tuple(o for o in options if not o.startswith("-D"))
+    file = in_line(file).replace("\\", "\\\\").replace('"', '\\"')
     text = f'#include "cuda_on_cpu.h"\n{defines}\n#line 1 "{file}"\n{_shared_memory(source)}\n{exports}\nCUDASIM_END\n'
     flags = [*_COMMON, *(_WATCHED if watched else _QUICK), *options]
 
     def compile(folder: Path) -> None:
-        (folder / "kernel.cpp").write_text(text)
+        (folder / "kernel.cpp").write_bytes(_bytes(text))
         runtime = [_runtime(name, folder) for name in RUNTIME]
         ordered = ["-fno-toplevel-reorder"] if _is_gcc() else []  # the gaps stay between the shared arrays
         _run([*command(), *flags, *ordered, "-fno-exceptions", "-c", "kernel.cpp", "-o", "kernel.o"], folder)
@@ -149,20 +151,30 @@ def _loads(path: Path) -> bool:
 
 @functools.cache
 def _runtime_hash() -> str:
-    return _hash(*[(HERE / name).read_text() for name in (*HEADERS, *RUNTIME)])
+    return _hash(*[(HERE / name).read_text(encoding="utf-8") for name in (*HEADERS, *RUNTIME)])
 
 
 @functools.cache
 def _is_gcc() -> bool:
-    return "Free Software" in subprocess.run([*command(), "--version"], capture_output=True, text=True).stdout
+    return "Free Software" in _ask([*command(), "--version"]).stdout
 
 
 def _hash(*texts: str) -> str:
-    return hashlib.sha256("\0".join(texts).encode()).hexdigest()[:32]
+    return hashlib.sha256(_bytes("\0".join(texts))).hexdigest()[:32]
+
+
+def _bytes(text: str) -> bytes:
+    return text.encode("utf-8", "surrogateescape")  # a source may hold what is no text, in a comment
+
+
+def _ask(command: list[str], folder: Path | None = None) -> subprocess.CompletedProcess:
+    """Run a command; what it says is English."""
+    said = {"encoding": "utf-8", "errors": "backslashreplace", "env": os.environ | {"LC_ALL": "C"}}
+    return subprocess.run(command, cwd=folder, capture_output=True, **said)
 
 
 def _run(command: list[str], folder: Path) -> None:
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+    done = _ask(command, folder)
     if done.returncode:
         errors = done.stderr.strip().splitlines() or [f"{command[0]} failed with status {done.returncode}"]
         more = [f"… and {len(errors) - _MOST_LINES} lines more"] if len(errors) > _MOST_LINES else []
@@ -204,7 +216,7 @@ def shared_arrays(path: Path) -> tuple[SharedArray, ...]:
     """Every static __shared__ array of a library, by `nm`: none without that."""
     if not shutil.which("nm"):
         return ()
-    listing = subprocess.run(["nm", "-S", "--defined-only", str(path)], capture_output=True, text=True).stdout
+    listing = _ask(["nm", "-S", "--defined-only", str(path)]).stdout
     rows = [line.split() for line in listing.splitlines()]
     ends = [int(row[0], 16) for row in rows if row[-1] in ("__start_cudasim_shared", "__stop_cudasim_shared")]
     found = []
@@ -223,7 +235,7 @@ def line_of(path: Path, address: int) -> str:
     if not shutil.which("addr2line"):
         return f"address {address:#x} (addr2line, of binutils, would say which line)"
     command = ["addr2line", "-i", "-e", str(path), f"{address:#x}"]
-    lines = subprocess.run(command, capture_output=True, text=True).stdout.split("\n")
+    lines = _ask(command).stdout.split("\n")
     lines = [re.sub(r" \(discriminator \d+\)$", "", line) for line in lines if line]
     own = [line for line in lines if Path(line.rpartition(":")[0]).name not in (*HEADERS, *RUNTIME)]
     file, _, number = (own or lines or ["??:0"])[0].rpartition(":")

@@ -5,6 +5,7 @@ import math
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from minivgg.figures import check_path, save
 from minivgg.gradcheck.invariants import REPEATABLE, Invariant
 from minivgg.gradcheck.numeric import Point
 
@@ -153,6 +154,8 @@ class Report:
         Measures up to a thousand elements again: two forwards each. Raises ValueError where nothing can be measured,
         the gradient being missing or misshapen, or for an unknown argument.
         """
+        if path is not None:
+            check_path(path)
         from minivgg.gradcheck.picture import picture  # here, since matplotlib takes half a second to import
 
         rows = {row.argument: row for row in self.rows if row.argument in self.points}
@@ -162,7 +165,7 @@ class Report:
             raise ValueError(f"nothing was measured for {argument}; there is {', '.join(rows) or 'no other argument'}")
         figure = picture(self.points[argument], rows[argument], self._title())
         if path is not None:
-            figure.savefig(path)
+            save(figure, path)
         return figure
 
 

@@ -11,13 +11,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-from tqdm import tqdm
 
 from minivgg.errors import BadInput
 from minivgg.insight.watching import watched
 from minivgg.layers import BatchNorm2d, Conv2d, Dropout, Layer, Linear, ReLU, Sigmoid
 from minivgg.models.roles import roles
 from minivgg.ops.softmax_cross_entropy import softmax_cross_entropy_backward, softmax_cross_entropy_forward
+from minivgg.progress import tqdm
 
 # Shares of a layer's weights that one step of plain gradient descent changes. About 1e-3 is healthy (Karpathy, CS231n,
 # Neural Networks 3, "Ratio of weights:updates"). Momentum 0.9 makes ten of each: below TOO_SMALL ten thousand steps

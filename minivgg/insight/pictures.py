@@ -3,8 +3,6 @@
 Colours are Okabe and Ito's, which people with any colour vision can tell apart; maps run from light to dark.
 """
 
-from pathlib import Path
-
 import numpy as np
 from matplotlib import colors, rc_context
 from matplotlib.cm import ScalarMappable
@@ -12,8 +10,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 from PIL import Image
 
-from minivgg.files import atomically
+from minivgg.figures import save as save
 from minivgg.ops.softmax_cross_entropy import softmax_forward
+from minivgg.texts import in_line
 
 BLUE, ORANGE, GREEN, RED, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#666666"
 
@@ -26,14 +25,17 @@ STYLE = {
     "grid.color": "#DDDDDD",
     "axes.axisbelow": True,
     "figure.constrained_layout.use": True,
+    "text.parse_math": False,  # a class may be called "US$ or CA$"
 }
 
 
-def save(figure: Figure, path: Path, dpi: int = 120) -> Path:
-    """Write `figure` to `path` (a PNG), atomically; returns the path."""
-    with atomically(path) as temporary:
-        figure.savefig(temporary, dpi=dpi, format="png")
-    return path
+def _name(text: str) -> str:
+    """A text with a name from outside in it, as it can be drawn: in no font is a byte that is no text."""
+    return in_line(text, keep="\n")
+
+
+def _names(classes) -> list[str]:
+    return [in_line(name) for name in classes]
 
 
 def curves(history: list[dict]) -> Figure:
@@ -62,6 +64,7 @@ def curves(history: list[dict]) -> Figure:
 
 def confusion(predicted: np.ndarray, labels: np.ndarray, classes: tuple[str, ...]) -> Figure:
     """How often each class (row) is taken for each (column), as counts; diagonal entries are right answers."""
+    classes = _names(classes)
     K = len(classes)
     counts = np.zeros((K, K), int)
     np.add.at(counts, (labels, predicted), 1)
@@ -110,6 +113,7 @@ def filters(weight: np.ndarray, title: str = "First-layer filters") -> Figure:
 
 def mistakes(images: list[np.ndarray], labels: np.ndarray, scores: np.ndarray, classes: tuple[str, ...]) -> Figure:
     """The images (uint8 (H, W, C)) that the network got most confidently wrong, as many as are given, worst first."""
+    classes = _names(classes)
     columns = 6
     rows = max(1, -(-len(images) // columns))
     with rc_context(STYLE | {"axes.grid": False}):
@@ -144,6 +148,7 @@ def predictions(
     `views` puts between them what the network saw, uint8 (h, w, C), under a heat map of where it saw the first class,
     (h, w) in 0-1, as Grad-CAM makes it.
     """
+    classes = _names(classes)
     top = min(top, len(classes))
     height = max(3.0 if views else 1.6, 0.36 * top + 0.5)
     columns = 3 if views else 2
@@ -155,7 +160,8 @@ def predictions(
             _show(picture, image)
             picture.axis("off")
             order = np.argsort(-p, kind="stable")[:top][::-1]
-            bars.barh([classes[k] for k in order], p[order], color=[GREY] * (top - 1) + [BLUE])
+            bars.barh(range(top), p[order], color=[GREY] * (top - 1) + [BLUE])
+            bars.set_yticks(range(top), [classes[k] for k in order])
             for y, k in enumerate(order):
                 bars.text(p[k] + 0.02, y, f"{p[k]:.1%}", va="center", size=10)
             bars.set(xlim=(0, 1.25), xticks=[])
@@ -234,7 +240,7 @@ def heat(
                 axes.set(xticks=[], yticks=[])
                 axes.spines[:].set_visible(False)
             _show(line[0], image)
-            line[0].set_title(row, size=10)
+            line[0].set_title(_name(row), size=10)
             H, W = image.shape[:2]
             for axes, value in zip(line[1:], values, strict=True):
                 if overlay:
@@ -270,15 +276,16 @@ def alike(
         for line, image, others, row, texts in zip(grid, images, found, rows, captions, strict=True):
             for axes, shown, text in zip(line, [image, *others], [row, *texts], strict=True):
                 _show(axes, shown)
-                axes.set_title(text, size=9, fontweight="bold" if shown is image else "normal")
+                axes.set_title(_name(text), size=9, fontweight="bold" if shown is image else "normal")
         return figure
 
 
 def spreads(starts: dict[str, list[tuple[str, float, float]]]) -> Figure:
     """RMS of activations and of gradients, layer by layer, for several starts: name → (layer, activation, gradient)."""
+    powers_of_ten = {"text.parse_math": True}
     palette = [(BLUE, "o"), (ORANGE, "s"), (GREEN, "^"), (RED, "v"), ("#CC79A7", "D"), (GREY, "P"), ("#000000", "X")]
     plain = list(dict.fromkeys(name.replace(" + BN", "") for name in starts))  # a twin with BN: same colour, dashed
-    with rc_context(STYLE):
+    with rc_context(STYLE | powers_of_ten):
         figure = Figure(figsize=(12, 4.8))
         panels = figure.subplots(1, 2)
         for axes, column, title in zip(panels, (1, 2), ("Activations", "Gradients of the loss"), strict=True):

@@ -9,12 +9,12 @@ import itertools
 
 import numpy as np
 from PIL import Image
-from tqdm import tqdm
 
 from minivgg.errors import BadInput
 from minivgg.insight.watching import layer_called, watched
 from minivgg.layers import BatchNorm2d, Conv2d, Layer, Linear, MaxPool2d, ReLU
 from minivgg.ops.softmax_cross_entropy import softmax_forward
+from minivgg.progress import tqdm
 
 
 def first_filters(model: Layer) -> np.ndarray:

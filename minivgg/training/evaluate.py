@@ -15,11 +15,11 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
-from tqdm import tqdm
 
 from minivgg.errors import BadInput
 from minivgg.layers import Sequential
 from minivgg.ops.softmax_cross_entropy import softmax_forward
+from minivgg.progress import tqdm
 from minivgg.training.datasets import Dataset
 from minivgg.training.preprocessing import Preprocessing, centre
 

@@ -14,13 +14,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import numpy as np
-from tqdm import tqdm
 
 from minivgg.backends.array import to, to_cpu, xp_of
 from minivgg.backends.graph import between, recording
 from minivgg.errors import BadInput
 from minivgg.layers import Dropout, Layer, auxiliary_loss_backward, auxiliary_loss_forward, walk_forward
 from minivgg.ops.softmax_cross_entropy import softmax_cross_entropy_backward, softmax_cross_entropy_forward
+from minivgg.progress import tqdm
 from minivgg.training.checkpoints import select
 from minivgg.training.graph import RecordedStep, check_graphs
 from minivgg.training.loader import Loader

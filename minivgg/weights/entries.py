@@ -7,6 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
+from minivgg.texts import in_line
+
 MAX_HEADER = 1 << 22  # bytes; a network of ten thousand arrays has a header of one megabyte
 MAX_ARRAYS = 1 << 13  # in one file; the deepest networks have some thousands
 DEFLATE_LIMIT = 1032  # no deflated byte gives more than this many (zlib's technical details)
@@ -15,8 +17,7 @@ FLOATS = ("float16", "bfloat16", "float32", "float64")
 
 def shown(text: object, length: int = 80) -> str:
     """What a file says, fit to be printed: on one line, not too long, and with nothing that steers a terminal."""
-    line = " ".join(str(text)[: 4 * length].split())
-    line = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
+    line = in_line(" ".join(str(text)[: 4 * length].split()))
     return line if len(line) <= length else f"{line[: length - 1]}…"
 
 
