@@ -23,7 +23,8 @@ def user_folder(name: str, variable: str) -> Path:
     """The folder that the environment's `variable` names, or the folder `name` in the user's cache folder.
 
     That is XDG_CACHE_HOME, LOCALAPPDATA on Windows, or the usual place in the home folder. Variables that are empty are
-    as good as unset, and so are those of the system that are relative. It may not exist; without a home it cannot.
+    as good as unset, and so are those of the system that are relative, or name what we may not enter. It may not exist;
+    without a home it cannot.
     """
     if chosen := os.environ.get(variable):
         return Path(os.path.expanduser(chosen)).absolute()  # noqa: PTH111 Path's raises where there is no home
@@ -34,7 +35,14 @@ def user_folder(name: str, variable: str) -> Path:
 
 
 def _absolute(variable: str) -> Path | None:
-    path = Path(os.environ.get(variable) or ".")
+    return _usable(Path(os.environ.get(variable) or "."))
+
+
+def _usable(path: Path) -> Path | None:
+    try:
+        path.joinpath("x").exists()
+    except PermissionError:  # after `su` without `-`, the home is still somebody else's
+        return None
     return path if path.is_absolute() else None
 
 
@@ -42,10 +50,9 @@ def _home_by_passwd() -> Path | None:
     try:
         import pwd
 
-        home = Path(pwd.getpwuid(os.getuid()).pw_dir)
+        return _usable(Path(pwd.getpwuid(os.getuid()).pw_dir))
     except (ImportError, KeyError):  # Windows; a user whom the system does not know
         return None
-    return home if home.is_absolute() else None
 
 
 def private(folder: Path, *, tighten: bool = True) -> Path:

@@ -255,3 +255,16 @@ def test_the_shell_stops_what_has_no_end(tmp_path):
     done = subprocess.run([*command, "--seconds", "0.2"], capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stderr.count("\n")) == (1, 1)
     assert f"in {LINES['looped']}" in done.stderr
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_large_frames_are_given_back():
+    def resident():
+        with open("/proc/self/statm") as file:  # noqa: PTH123
+            return int(file.read().split()[1]) * os.sysconf("SC_PAGESIZE")
+
+    launch("frame", block=64, options=(f"-DBYTES={500 << 10}",), seconds=20)  # compiled, and the stacks are there
+    before = resident()
+    for _ in range(2):
+        launch("frame", block=256, options=(f"-DBYTES={500 << 10}",), orders=("forward",), seconds=20)
+    assert resident() - before < 30 << 20, "256 frames of 500 KiB are 125 MiB"

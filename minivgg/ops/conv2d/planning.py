@@ -139,7 +139,9 @@ def measurements(threads: int) -> dict[str, dict[str, float]]:
 def read_table(path: Path) -> dict:
     """All measurements of a file, by machine; none if it is not there. Raises BadInput if it is not such a table."""
     try:
-        table = json.loads(path.read_text()) if path.exists() else {}
+        table = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError, PermissionError):  # a home that is not there, or not ours
+        table = {}
     except (OSError, ValueError) as error:
         raise BadInput(f"{path}: not a table of measurements ({error}); delete it, and tune again") from error
     if not isinstance(table, dict):
