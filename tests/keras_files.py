@@ -8,7 +8,6 @@ conv2d_9.
 import os
 import sys
 
-os.environ["KERAS_BACKEND"] = "torch"
 NAMES = ["zeta", "alpha", "tenth", "second", "mid", "conv_10", "conv_9", "k", "x", "b", "a", "last"]
 WIDTH, SIZE = 4, 8
 
@@ -76,6 +75,7 @@ def networks(keras):
 
 
 def main(folder):
+    os.environ["KERAS_BACKEND"] = "torch"
     import keras
     import numpy as np
 
