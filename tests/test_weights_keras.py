@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 from keras_files import NAMES, SIZE, WIDTH
 
-from minivgg import BatchNorm2d, Conv2d, Dropout, Flatten, Linear, MaxPool2d, ReLU, Sequential, weights
+from minivgg import BatchNorm2d, Conv2d, Dropout, Flatten, Linear, MaxPool2d, ReLU, Sequential, build, weights
+from minivgg.cli.main import main
 from minivgg.errors import BadInput
 
 h5py = pytest.importorskip("h5py")
@@ -147,6 +148,21 @@ def test_without_any_order_different_shapes_are_enough(tmp_path):
             file[f"{name}/kernel"] = arrays[name]
     weights.load(model, tmp_path / "a.h5", only="*.weight")
     assert_in_order(model, arrays, arrays)
+
+
+def test_inspect_says_that_the_order_is_not_told(tmp_path, capsys):
+    net = build("vgg11", width=1 / 64, classes=2, classifier_width=4, input_size=32)
+    layers = [layer for _, layer in net.walk() if isinstance(layer, (Conv2d, Linear))]
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        for name, layer in zip("zyxwvutsrqp", layers, strict=True):
+            file[f"{name}/kernel"], file[f"{name}/bias"] = layer.weight.data.T, layer.bias.data
+    for arguments in (["inspect"], ["convert", "--model", "vgg11"]):
+        out = [str(tmp_path / "b.npz")] if "convert" in arguments else []
+        assert main(["weights", arguments[0], str(tmp_path / "a.h5"), *out, *arguments[1:]]) == 2
+        printed = capsys.readouterr()
+        assert printed.err.startswith(f"minivgg: {tmp_path / 'a.h5'}: the file does not tell in which order")
+        assert printed.err.count("\n") == 1
+    assert not (tmp_path / "b.npz").exists()
 
 
 def test_layers_of_one_name_in_two_models_stay_two(tmp_path):

@@ -63,8 +63,8 @@ def read_image(path: Path, channels: int) -> np.ndarray:
 
 
 def _reason(error: Exception) -> str:
-    """An error in one line, without the path that the message has anyway."""
-    return " ".join(str(getattr(error, "strerror", None) or error).split()) or type(error).__name__
+    """An error in one line, not too long, and without the path that the message has anyway."""
+    return " ".join(str(getattr(error, "strerror", None) or error).split())[:300] or type(error).__name__
 
 
 def _check_size(width: int, height: int, limit: int) -> None:

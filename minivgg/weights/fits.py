@@ -5,7 +5,9 @@ import math
 from minivgg.errors import BadInput
 from minivgg.layers import Conv2d, Layer, Linear
 from minivgg.models import MODELS, build
+from minivgg.weights.entries import shown
 from minivgg.weights.formats import Contents
+from minivgg.weights.keras_names import UnknownOrder
 from minivgg.weights.loading import plan
 from minivgg.weights.names import translate
 
@@ -15,19 +17,25 @@ _MANY = 8  # times a network's arrays: more is not even that with what an optimi
 def fitting(contents: Contents, part: bool = False) -> dict[str, dict]:
     """The models that the whole file fits, each with the options it takes: {"vgg16": {"classes": 10}}.
 
-    With `part`, also those that have layers besides. Reads no values.
+    With `part`, also those that have layers besides. Reads no values. Raises BadInput where the file fits none because
+    it does not tell in which order its layers come.
     """
-    found = {}
+    found, unknown = {}, None
     for name in MODELS:
         if len(contents.entries) > _MANY * len(build(name, init="zeros").state_shapes()):
             continue
         try:
             model, options = build_for(name, contents)
             report = plan(model, contents)
+        except UnknownOrder as error:
+            unknown = error
+            continue
         except BadInput:
             continue
         if report.loaded and not (report.left_over or report.mismatched or (report.missing and not part)):
             found[name] = options
+    if unknown and not found:
+        raise unknown
     return found
 
 
@@ -40,6 +48,8 @@ def build_for(name: str, contents: Contents) -> tuple[Layer, dict]:
     try:
         options = _options(build(name, init="zeros"), contents)
         return build(name, init="zeros", **options), options
+    except BadInput as error:
+        raise type(error)(f"{contents.path}: {shown(error, 300)}") from None
     except (MemoryError, ValueError) as error:  # hardly: each number comes from an array that is there
         raise BadInput(f"{contents.path}: no {name} has such shapes: {error}") from error
 

@@ -29,6 +29,11 @@ _BY_NUMBER = {4: ("gamma", "beta", "moving_mean", "moving_variance"), 2: ("kerne
 _NO_WEIGHTS = re.compile(r"/?optimizer|.*(^|/)((seed_)?generator|metrics|_?compile_metrics|loss_tracker)(_\d+)?/")
 _OTHER_LAYERS = re.compile("transpose|depthwise|separable")  # whose kernels look like a convolution's
 
+
+class UnknownOrder(BadInput):
+    """A file that does not tell in which order its layers come."""
+
+
 Roles = dict[str, tuple[str, Entry]]  # "kernel" → the dataset's path and entry
 
 
@@ -140,7 +145,7 @@ def _by_shape(names: list[str], slots: list[str], shapes: dict, at: dict[str, Pl
         several = ", ".join(layer.replace("layers/", "")[-40:] for layer in (alike if len(alike) > 1 else names)[:4])
         if branches:
             raise BadInput(f"the network has branches, and the file does not tell which layer is in which ({several})")
-        raise BadInput(
+        raise UnknownOrder(
             f"the file does not tell in which order its layers come ({several}, …); a Functional or Sequential model "
             "saved whole, as .keras, does, and so do names that differ by a number"
         )

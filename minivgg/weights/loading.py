@@ -168,7 +168,7 @@ def _plan(model: Layer, contents: formats.Contents, source: str, wanted: Callabl
     try:
         named, convention = translate(contents.entries, model, contents.keras)
     except BadInput as error:
-        raise BadInput(f"{contents.path}: {shown(error, 300)}") from None
+        raise type(error)(f"{contents.path}: {shown(error, 300)}") from None
     shapes, mismatched, chosen = model.state_shapes(), {}, {}
     for name, (told, entry) in named.items():
         if not wanted(name) or name not in shapes:
