@@ -9,6 +9,7 @@ import fractions
 import functools
 import pathlib
 import pickle
+import time
 import types
 import uuid
 
@@ -262,6 +263,36 @@ def test_two_sets_without_a_name_are_asked_about(tmp_path):
     assert_loaded(tmp_path / "a.pth", part="generator")
     with pytest.raises(BadInput, match=r"no set of weights 'none' in it; there are 'discriminator'"):
         weights.load(model(), tmp_path / "a.pth", part="none")
+
+
+def test_two_state_dicts_in_two_places_are_asked_about(tmp_path):
+    both, _ = two_sets("generator", "discriminator")
+    codes = {name: tensor(str(i), a) for i, (name, a) in enumerate(both.items())}
+    mine = wrapped({"state_dict": state_code({name: codes[name] for name in STATE})})
+    other = wrapped({"state_dict": state_code({name: codes[f"{name} "] for name in STATE})})
+    write(tmp_path / "a.pth", wrapped({"generator": other, "discriminator": mine}), both)
+    with pytest.raises(BadInput, match=r"several sets .*say which part.*'generator\.state_dict' \(22 arrays\)"):
+        weights.load(model(), tmp_path / "a.pth")
+    assert_loaded(tmp_path / "a.pth", part="discriminator.state_dict")
+    own = state_code({name: codes[name] for name in STATE})
+    write(tmp_path / "a.pth", wrapped({"ema": other, "state_dict": own}), both)
+    assert_loaded(tmp_path / "a.pth")  # the outer one is meant
+
+
+def test_modules_without_end_take_no_time(tmp_path):
+    """Ten thousand modules that all have the same ten thousand inside."""
+
+    def module(*inner):
+        state = b"}" + text("_modules") + b"}(" + b"".join(inner) + b"us"
+        return b"cx\nM\n)\x81" + state + b"b"
+
+    leaves = module(*(text(str(i)) + module() for i in range(9000)))
+    tops = b"".join(text(f"m{i}") + module(text("a") + b"h\x07") for i in range(9000))
+    write(tmp_path / "a.pth", leaves + b"q\x070}(" + tops + b"u")
+    start = time.process_time()
+    with pytest.raises(BadInput, match="no state dict"):
+        weights.read(tmp_path / "a.pth")
+    assert time.process_time() - start < 10
 
 
 def test_a_part_of_what_has_no_parts_is_refused(tmp_path):

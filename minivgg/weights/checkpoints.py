@@ -12,6 +12,7 @@ from minivgg.weights.pickle_machine import Opaque, Tensor, described
 _NAMES = ("state_dict", "model_state_dict", "model_state", "model", "module", "net", "network", "weights", "params")
 _NOT_WEIGHTS = ("optim", "sched", "scaler", "rng", "callback", "loop", "args", "hyper", "config", "metric", "history")
 _DEPTH = 4  # of dicts in dicts
+_MAX_OBJECTS = 50  # that may be modules, each of which is gone through
 
 ANOTHER = "another state dict"
 
@@ -54,18 +55,21 @@ def _contents(thing) -> dict:
 
 def _sets(built) -> dict[str, dict]:
     """The dicts with named tensors in what a pickle built, by the dotted name of their place; "" is the whole."""
-    found, waiting, seen = {}, [("", built)], set()
+    found, waiting, seen, objects = {}, [("", built)], set(), 0
     for place, thing in waiting:  # which grows
-        holds = _contents(thing)
-        if id(thing) in seen or len(seen) > MAX_ARRAYS:
+        objects += isinstance(thing, Opaque)
+        if id(thing) in seen or len(seen) > MAX_ARRAYS or (isinstance(thing, Opaque) and objects > _MAX_OBJECTS):
             continue
         seen.add(id(thing))
+        holds = _contents(thing)
         named = [key for key, value in holds.items() if isinstance(value, Tensor)]
         if named and all(isinstance(key, str) for key in named):
             found[place] = {key: value for key, value in holds.items() if isinstance(key, str)}
         for key, value in holds.items():
-            full = f"{place}.{key}".lstrip(".") if isinstance(key, str) else ""
-            if full and full.count(".") < _DEPTH and not any(word in key.lower() for word in _NOT_WEIGHTS):
+            if not isinstance(key, str) or not isinstance(value, (dict, Opaque)):
+                continue
+            full = f"{place}.{key}".lstrip(".")
+            if full.count(".") < _DEPTH and not any(word in key.lower() for word in _NOT_WEIGHTS):
                 waiting.append((full, value))
     return found
 
@@ -75,16 +79,18 @@ def _likeliest(sets: dict[str, dict]) -> str:
     if len(sets) == 1:
         return next(iter(sets))
     most = max(map(_count, sets.values()))
-    named = [place for wanted in _NAMES for place in sets if place.rpartition(".")[2] == wanted]
+    called = {wanted: [place for place in sets if place.rpartition(".")[2] == wanted] for wanted in _NAMES}
+    named = next((places for places in called.values() if places), [])
+    outer = [place for place in named if place.count(".") == min(other.count(".") for other in named)]
     if "" in sets and _count(sets[""]) == most and (not named or any("." in key for key in sets[""])):
         return ""
-    if named:
-        return named[0]
+    if len(outer) == 1:
+        return outer[0]
     large = [place for place, holds in sets.items() if _count(holds) == most and "ema" not in place.lower()]
-    if len(large) == 1 and all(_count(holds) < 2 for place, holds in sets.items() if place != large[0]):
+    if not named and len(large) == 1 and all(_count(holds) < 2 for place, holds in sets.items() if place != large[0]):
         return large[0]
     raise BadInput(
-        f"several sets of weights, and none is called state_dict; say which part to take: there {_are(sets)}"
+        f"several sets of weights, and not one called state_dict; say which part to take: there {_are(sets)}"
     )
 
 
