@@ -208,6 +208,20 @@ def test_groups_called_like_other_layers(tmp_path):
         assert_in_order(model, arrays, arrays)
 
 
+def test_archives_of_an_older_keras_and_without_weights(tmp_path):
+    arrays = kernels(["layers/conv2d"])
+    with h5py.File(tmp_path / "variables.h5", "w") as file:
+        file["layers/conv2d/vars/0"] = arrays["layers/conv2d"]
+    with zipfile.ZipFile(tmp_path / "a.keras", "w") as archive:
+        archive.writestr("config.json", "{}")
+    with pytest.raises(BadInput, match=r"a Keras archive without model\.weights\.h5"):
+        weights.read(tmp_path / "a.keras")
+    with zipfile.ZipFile(tmp_path / "a.keras", "a") as archive:
+        archive.write(tmp_path / "variables.h5", "variables.h5")
+    weights.load(model := network(1), tmp_path / "a.keras", only="*.weight")
+    assert_in_order(model, arrays, arrays)
+
+
 def test_what_is_no_weight_is_not_left_over(tmp_path):
     """Optimisers of Keras 2 and 3, metrics, and the seeds of layers that draw lots."""
     for name in (

@@ -24,7 +24,8 @@ from minivgg.weights import keras_h5, torch_files
 from minivgg.weights.entries import DEFLATE_LIMIT, MAX_ARRAYS, MAX_HEADER, Entry, read_values, shown
 from minivgg.weights.keras_h5 import Layers
 
-_KERAS_ZIP = "model.weights.h5"
+_KERAS_WEIGHTS = ("model.weights.h5", "variables.h5")  # the second in Keras 2.11
+_KERAS_MODEL = "config.json"
 _SAFETENSORS = {
     "F16": "float16",
     "BF16": "bfloat16",
@@ -76,7 +77,7 @@ def _read(path: Path, start: bytes, part: str | None) -> Contents:
     if start.startswith(b"PK\x03\x04"):
         with zipfile.ZipFile(path) as archive:
             members = _members(archive, path.stat().st_size)
-            if _KERAS_ZIP in members:
+            if members.keys() & {_KERAS_MODEL, *_KERAS_WEIGHTS}:
                 return Contents(path, "Keras archive", *_read_keras(path, archive, members))
         if any(name.endswith("data.pkl") for name in members):
             return Contents(path, "PyTorch, zip", *torch_files.read_zip(path, members, part))
@@ -154,13 +155,16 @@ def _members(archive: zipfile.ZipFile, size: int) -> dict[str, zipfile.ZipInfo]:
 
 def _read_keras(path: Path, archive: zipfile.ZipFile, members: dict[str, zipfile.ZipInfo]):
     """Keras 3's archive: a .weights.h5, and the model's description."""
-    if members[_KERAS_ZIP].compress_type != zipfile.ZIP_STORED:
-        raise BadInput(f"its {_KERAS_ZIP} is compressed, which Keras never does; unzip it, and give that file")
+    name = next((name for name in _KERAS_WEIGHTS if name in members), None)
+    if name is None:
+        raise BadInput(f"a Keras archive without {_KERAS_WEIGHTS[0]}, where its weights would be; save the model again")
+    if members[name].compress_type != zipfile.ZIP_STORED:
+        raise BadInput(f"its {name} is compressed, which Keras never does; unzip it, and give that file")
     config = None
-    if "config.json" in members:
-        with archive.open("config.json") as member:
+    if _KERAS_MODEL in members:
+        with archive.open(_KERAS_MODEL) as member:
             config = keras_h5.description(member.read(MAX_HEADER + 1))
-    entries, layers = keras_h5.read(path, partial(_stored, path, members[_KERAS_ZIP]), config)
+    entries, layers = keras_h5.read(path, partial(_stored, path, members[name]), config)
     return entries, {}, layers
 
 
