@@ -5,6 +5,7 @@ are replaced by what they made before, so that a case costs milliseconds; that t
 """
 
 import os
+import pickle
 import random
 import shutil
 import time
@@ -54,6 +55,12 @@ def _others(path, dice):
     path.write_bytes(dice.choice([p for p in sorted(path.parent.iterdir()) if p.is_file()]).read_bytes())
 
 
+FOREIGN = [
+    b"",
+    b"cnowhere\nnothing\n.",
+    *map(pickle.dumps, (None, (1, 2), ((1, 2), {}), "text")),
+    b"\x7fELF" + bytes(999),
+]
 DAMAGE = [
     _cut,
     _flip,
@@ -71,6 +78,7 @@ DAMAGE = [
     _put(lambda path, dice: path.symlink_to("/")),
     _put(lambda path, dice: os.mkfifo(path)),
     _others,
+    lambda path, dice: caches.store(path, dice.choice(FOREIGN)),
 ]
 pytestmark = pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="other systems have no pipes among files")
 

@@ -5,6 +5,7 @@ taken as it is: half an index ends every later run, a flipped bit of machine cod
 hash (see `caches`, 0.1 ms a kernel), and whatever is wrong with them, the kernel is compiled again.
 """
 
+import contextlib
 import functools
 import pickle
 from collections.abc import Iterator
@@ -39,7 +40,7 @@ class Cache(NullCache):
     def load_overload(self, sig, target_context):
         try:
             return self._on_disk.load_overload(sig, target_context)
-        except Exception as error:  # whole, but written by another version, say, of NumPy
+        except Exception as error:  # it is whole, and LLVM or Numba still does not take it
             caches.say(f"the cache in {self.cache_path} cannot be read ({type(error).__name__}); compiling again")
             return None
 
@@ -50,6 +51,11 @@ class Cache(NullCache):
             caches.say(f"compiled kernels cannot be kept in {self.cache_path}: {error}; {_NEEDS}", topic="kept")
 
 
+@functools.lru_cache
+def _private(folder: Path, tighten: bool) -> Path:  # a folder holds the kernels of a dozen files
+    return caches.private(folder, tighten=tighten)
+
+
 class _Locator(InTreeCacheLocator):
     """The first folder that will do: NUMBA_CACHE_DIR, or __pycache__ beside the source, or the user's cache folder."""
 
@@ -58,7 +64,7 @@ class _Locator(InTreeCacheLocator):
         locator, refusals = cls(py_func, py_file), []
         for folder, tighten in cls._folders(py_file):
             try:
-                locator._cache_path = str(caches.private(folder, tighten=tighten))
+                locator._cache_path = str(_private(folder, tighten))
                 return locator
             except OSError as error:
                 refusals.append(str(error))
@@ -90,22 +96,35 @@ class _FunctionCache(FunctionCache):
         self._cache_file = _Files(self._cache_path, self._impl.filename_base, stamp)
 
 
+# What is there is whole, but nobody knows what an older Numba, or one beside another NumPy, has written.
+_UNREADABLE = (pickle.UnpicklingError, AttributeError, ImportError, LookupError, TypeError, ValueError, EOFError)
+
+
+def _unpickled(path: Path):
+    content = caches.fetch(path)
+    if content is None:
+        raise EOFError
+    return pickle.loads(content)
+
+
 class _Files(IndexDataCacheFile):
     """The index of a function's compiled versions, and their data."""
 
     def _load_index(self):
-        content = caches.fetch(Path(self._index_path))
-        whose, overloads = pickle.loads(content) if content else (None, {})
-        return overloads if whose == (self._version, self._source_stamp) else {}
+        with contextlib.suppress(*_UNREADABLE):
+            whose, overloads = _unpickled(Path(self._index_path))
+            if whose == (self._version, self._source_stamp):
+                return overloads
+        return {}
 
     def _save_index(self, overloads):
         caches.store(Path(self._index_path), self._dump(((self._version, self._source_stamp), overloads)))
 
     def _load_data(self, name):
-        content = caches.fetch(Path(self._data_path(name)))
-        if content is None:
-            raise FileNotFoundError(name)  # which Numba takes for "not there"
-        return pickle.loads(content)
+        try:
+            return _unpickled(Path(self._data_path(name)))
+        except _UNREADABLE:
+            raise FileNotFoundError(name) from None  # which Numba takes for "not there"
 
     def _save_data(self, name, data):
         caches.store(Path(self._data_path(name)), self._dump(data))

@@ -20,7 +20,7 @@ _FAINT = 1e-12  # relative errors below it are all the same colour
 def picture(point: Point, row: Row, title: str) -> Figure:
     """The Figure behind `Report.plot`. About 2·min(size, 1000) + 250 forwards."""
     figure = Figure(figsize=(13, 5), layout="constrained")
-    figure.suptitle(f"{title}\n{row.argument} {row.cells()[1]}", fontsize=13)
+    figure.suptitle(f"{title}\n{row.argument} {row.cells()[1]}", fontsize=13, parse_math=False)
     heat, steps, remainder = figure.subplots(1, 3)
     error = draw_error(figure, heat, point, row)
     smooth = np.isfinite(error) if np.isfinite(error).any() else 1.0
