@@ -143,7 +143,7 @@ def test_picture_has_a_bar_for_every_number(count):
         (["alexnet", "vgg11", "--input-size", "48"], "input_size of at least 63, got 48"),
         (["vgg11", "--batch-size", "0"], "--batch-size must be at least 1, got 0"),
         (["vgg11", "--runs", "0"], "--runs must be at least 1, got 0"),
-        (["vgg11", "--classes", "0"], "must be positive, got 0"),
+        (["vgg11", "--classes", "0"], "classes = 0: should be a whole number, at least 1"),
     ],
 )
 def test_one_line_for_a_mistake(arguments, message, capsys, tmp_path, monkeypatch):

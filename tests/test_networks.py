@@ -294,14 +294,14 @@ def test_training_chooses_a_size_that_the_network_takes(model, size, resize, tmp
         (
             "alexnet",
             {"classes": 0},
-            "classes, channels, classifier_width and width must be positive, got 0, 3, 4096",
+            "classes = 0: should be a whole number, at least 1",
         ),
         ("alexnet", {"algorithm": "fft"}, 'no algorithm "fft"'),
         ("googlenet", {"input_size": 31}, "at least 32, got 31"),
-        ("googlenet", {"width": 0}, "width must be positive"),
+        ("googlenet", {"width": 0}, "width = 0: should be a number, above 0"),
         ("googlenet", {"transform_input": True, "channels": 1}, "three channels, red, green and blue; got 1"),
         ("googlenet", {"algorithm": "fft"}, 'no algorithm "fft"'),
-        ("small_googlenet", {"classes": -1}, "classes, channels, input_size and width must be positive, got -1"),
+        ("small_googlenet", {"classes": -1}, "classes = -1: should be a whole number, at least 1"),
         ("small_googlenet", {"algorithm": "fft"}, 'no algorithm "fft"'),
     ],
 )

@@ -37,12 +37,15 @@ def smallest_input(name: str) -> int:
 
 
 def build(name: str, **options) -> Sequential:
-    """The network called `name`, with the options of its function. Raises BadInput for an unknown name or option."""
+    """The network called `name`, with the options of its function. Raises BadInput for an unknown name, or options
+    that are unknown, out of their range, or ask for more memory than there is."""
     if name not in MODELS:
         close = difflib.get_close_matches(name, MODELS, n=1)
         hint = f'; did you mean "{close[0]}"?' if close else ""
         raise BadInput(f'no model "{name}"; there are {", ".join(MODELS)}{hint}')
     try:
         return MODELS[name](**options)
-    except TypeError as error:
+    except BadInput:
+        raise
+    except (TypeError, ValueError, MemoryError) as error:
         raise BadInput(f"{name}: {error}") from error

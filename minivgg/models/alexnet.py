@@ -27,7 +27,7 @@ from minivgg.layers import (
     Sequential,
 )
 from minivgg.models.initializers import initialise
-from minivgg.models.options import check_positive
+from minivgg.models.options import check_options
 from minivgg.ops.conv2d import check_algorithm
 
 CONFIGURATIONS = {
@@ -83,9 +83,10 @@ def alexnet(
     """
     if configuration not in CONFIGURATIONS:
         raise BadInput(f'no AlexNet "{configuration}"; there are {", ".join(CONFIGURATIONS)}')
+    check_options(classes=classes, channels=channels, input_size=input_size, width=width, dropout=dropout)
+    check_options(classifier_width=classifier_width)
     if input_size < SMALLEST:
         raise BadInput(f"AlexNet's large strides need an input_size of at least {SMALLEST}, got {input_size}")
-    check_positive(classes=classes, channels=channels, classifier_width=classifier_width, width=width)
     check_algorithm(algorithm)
     options = {"algorithm": algorithm, "dtype": dtype}
     features, names, last = _features(CONFIGURATIONS[configuration], channels, width, options)

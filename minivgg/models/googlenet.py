@@ -32,7 +32,7 @@ from minivgg.layers import (
     Sequential,
 )
 from minivgg.models.initializers import initialise
-from minivgg.models.options import check_positive
+from minivgg.models.options import check_options
 from minivgg.ops.conv2d import check_algorithm
 
 # Filters of each module, paper table 1: 1×1; 3×3 reduce, 3×3; 5×5 reduce, 5×5; after the pool
@@ -119,14 +119,15 @@ def googlenet(
 
     Raises BadInput for an unknown algorithm, or a size, width or count out of range.
     """
+    dropout = (0.2 if batch_norm else 0.4) if dropout is None else dropout
+    check_options(classes=classes, channels=channels, input_size=input_size, width=width, dropout=dropout)
+    check_options(classifier_width=classifier_width, dropout_aux=dropout_aux)
     if input_size < SMALLEST:
         raise BadInput(f"GoogLeNet halves its input five times, so input_size must be at least 32, got {input_size}")
     if transform_input and channels != 3:
         raise BadInput(f"transform_input is for three channels, red, green and blue; got {channels}")
-    check_positive(classes=classes, channels=channels, classifier_width=classifier_width, width=width)
     check_algorithm(algorithm)
     conv = partial(convolution, batch_norm=batch_norm, algorithm=algorithm, dtype=dtype)
-    dropout = (0.2 if batch_norm else 0.4) if dropout is None else dropout
 
     def scaled(filters: int) -> int:
         return max(1, round(filters * width))
@@ -189,7 +190,7 @@ def small_googlenet(
 
     Raises BadInput for an unknown algorithm, or a size, width or count out of range.
     """
-    check_positive(classes=classes, channels=channels, input_size=input_size, width=width)
+    check_options(classes=classes, channels=channels, input_size=input_size, width=width, dropout=dropout)
     check_algorithm(algorithm)
     conv = partial(convolution, algorithm=algorithm, dtype=dtype)
     first, *filters = (max(1, round(count * width)) for count in (192, 64, 48, 64, 64, 96, 32))

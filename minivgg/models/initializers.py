@@ -12,6 +12,7 @@ import numpy as np
 
 from minivgg.errors import BadInput
 from minivgg.layers import Auxiliary, BatchNorm2d, Dropout, Layer, walk_forward
+from minivgg.models.options import check_memory, check_options
 
 
 def he(shape: tuple, fan_in: int, fan_out: int) -> float:
@@ -46,9 +47,12 @@ def initialise(model: Layer, method: str = "he", *, seed: int = 0, x=None) -> La
     counting them). With "he" and "xavier" the last of several layers, which makes the scores, starts ten times smaller:
     a network that has seen nothing should have no opinion, and a loss of log(classes); so does the last layer of each
     auxiliary head. Batch norms start at weight 1, bias 0. The same seed gives the same bits. Raises BadInput for
-    another method, or "lsuv" without `x`.
+    another method, "lsuv" without `x`, a seed that is none, or parameters that this machine's memory cannot hold: those
+    of a layer that has just been made do not take any yet.
     """
     deviation = _deviation(method)
+    check_options(seed=seed)
+    check_memory("the network's parameters", sum(p.data.nbytes for p in model.named_params().values()))
     rng = np.random.default_rng(seed)
     for _, layer in model.walk():
         if isinstance(layer, Dropout):

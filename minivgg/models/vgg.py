@@ -23,7 +23,7 @@ from minivgg.layers import (
     Sequential,
 )
 from minivgg.models.initializers import initialise
-from minivgg.models.options import check_positive
+from minivgg.models.options import check_options
 from minivgg.ops.conv2d import check_algorithm
 
 CONFIGURATIONS = {
@@ -121,9 +121,10 @@ def vgg(
     """
     if configuration not in CONFIGURATIONS:
         raise BadInput(f'no VGG configuration "{configuration}"; there are {", ".join(CONFIGURATIONS)}')
+    check_options(classes=classes, channels=channels, input_size=input_size, width=width, dropout=dropout)
+    check_options(classifier_width=classifier_width)
     if input_size < 32:
         raise BadInput(f"a VGG halves its input five times, so input_size must be at least 32, got {input_size}")
-    check_positive(classes=classes, channels=channels, classifier_width=classifier_width, width=width)
     check_algorithm(algorithm)
     stages, pixels, in_channels = [], min(7, input_size // 32), channels
     for stage in CONFIGURATIONS[configuration].split("|"):
