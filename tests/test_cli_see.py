@@ -91,8 +91,14 @@ MISTAKES = {
     "no such layer": (["see", "maps", "--layer", "conv9", "--run", "{run}"], 'no layer "conv9"'),
     "no maps": (["see", "grad-cam", "--layer", "classifier.0", "--run", "{run}"], "needs feature maps; classifier.0"),
     "no image": (["see", "occlusion", "nowhere.png", "--run", "{run}"], "nowhere.png"),
-    "no square": (["see", "occlusion", "--size", "-1", "--run", "{run}"], "size -1"),
-    "too many neighbours": (["see", "neighbours", "--count", "0", "--run", "{run}"], "--count must be at least 1"),
+    "no square": (
+        ["see", "occlusion", "--size", "-1", "--run", "{run}"],
+        "--size = -1: should be a whole number, at least 1",
+    ),
+    "too many neighbours": (
+        ["see", "neighbours", "--count", "0", "--run", "{run}"],
+        "--count = 0: should be a whole number, at least 1",
+    ),
     "no run": (["see", "filters", "--run", "{run}/none"], "none: no such file"),
     "nobody to examine": (["doctor"], "name a model, such as vgg16, or a run"),
     "two to examine": (["doctor", "vgg16", "--run", "{run}"], "and not both"),

@@ -211,9 +211,9 @@ def test_thread_lives_while_it_is_wanted():
 @pytest.mark.parametrize(
     "options, words",
     [
-        ({"batch_size": 0}, "batch_size 0"),
-        ({"prefetch": 0}, "prefetch 0"),
-        ({"seed": -1}, "seed -1"),
+        ({"batch_size": 0}, "Loader: batch_size = 0: should be a whole number, at least 1"),
+        ({"prefetch": 0}, "prefetch = 0: should be"),
+        ({"seed": -1}, "seed = -1: should be a whole number, at least 0"),
         ({"batch_size": 11, "shuffle": True}, "10 images do not fill a batch of 11"),
         ({"dataset": noisy(4).subset([])}, "noisy: 0 images"),
         ({"augmentation": Augmentation(scale=(5, 8))}, "below the crop's size 6"),

@@ -110,6 +110,20 @@ def test_loss_that_is_no_number_names_the_layer():
     assert one.epoch == 0
 
 
+def test_a_gradient_that_is_not_finite_is_named_before_the_weights_are_lost():
+    one = trainer(clip_norm=1.0)
+    backward, before = one.model.backward, one.model.features[0].weight.data.copy()
+
+    def spoilt(*arguments, **options):
+        backward(*arguments, **options)
+        one.model.features[0].weight.grad[0, 0, 1, 1] = -np.inf
+
+    one.model.backward = spoilt
+    with pytest.raises(Diverged, match=r"gradient is not finite at epoch 1, batch 1: that of features\.0\.weight"):
+        one.fit(progress=False)
+    np.testing.assert_array_equal(one.model.features[0].weight.data, before)
+
+
 def test_first_bad_finds_the_first():
     net = initialise(Sequential(Conv2d(1, 2, 3), ReLU(), Flatten(), Linear(8, 2)))
     x = np.ones((1, 1, 4, 4), np.float32)

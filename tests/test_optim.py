@@ -1,13 +1,14 @@
 """Optimisers against their formulas in plain float64, schedules against worked numbers."""
 
+import numba
 import numpy as np
 import pytest
 
-from minivgg.backends.array import channels_last
+from minivgg.backends.array import channels_last, to, to_cpu, why_not
 from minivgg.errors import BadInput
 from minivgg.layers import Param
 from minivgg.training.optim import SGD, Adam, clip_gradients
-from minivgg.training.schedules import schedule
+from minivgg.training.schedules import Plateau, schedule
 
 ORDERS = {"C order": np.ascontiguousarray, "channels last": channels_last}
 
@@ -129,3 +130,96 @@ def test_plateau_waits_three_epochs_and_resumes():
 def test_unknown_schedule():
     with pytest.raises(BadInput, match='no schedule "linear"; there are constant, step, cosine, plateau'):
         schedule("linear", 3)
+
+
+def clipped(gradients, largest, device="cpu"):
+    """The norm that `clip_gradients` finds, and the gradients that it leaves."""
+    params = {str(i): Param(np.zeros_like(g)) for i, g in enumerate(gradients)}
+    for p, g in zip(params.values(), gradients, strict=True):
+        p.grad = to(g.copy(), device)
+    norm = clip_gradients(params, largest)
+    return float(to_cpu(norm).item()) if device != "cpu" else norm, [to_cpu(p.grad) for p in params.values()]
+
+
+DEVICES = ["cpu", pytest.param("sim", marks=pytest.mark.skipif(why_not("sim") is not None, reason="no simulator"))]
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize(
+    ("value", "dtype", "largest"),
+    [
+        (1e19, np.float32, 2.0),
+        (1e-25, np.float32, 1e-30),
+        (3e38, np.float32, 1e-3),  # a factor that float32 does not hold
+        (1e-44, np.float32, 1e-44),
+        (1e300, np.float64, 2.0),
+        (1e-300, np.float64, 1e-305),
+        (5e153, np.float64, 1e154),
+    ],
+)
+def test_large_and_small_gradients_are_clipped_right(value, dtype, largest, device):
+    value = float(dtype(value))
+    norm, (found, more) = clipped([np.full((8, 15), value, dtype), np.full(8, -value, dtype)], largest, device)
+    assert norm == pytest.approx(128**0.5 * value, rel=1e-12)  # 11.31 times one of them
+    # a few roundings of the gradients' own type, or of its smallest number
+    slack = {"rtol": 4 * np.finfo(dtype).eps, "atol": 2 * float(np.finfo(dtype).smallest_subnormal)}
+    np.testing.assert_allclose(found, largest / 128**0.5, **slack)
+    np.testing.assert_allclose(more, -largest / 128**0.5, **slack)
+
+
+def test_a_hundred_thousand_gradients_add_up_as_in_float64():
+    rng = np.random.default_rng(0)
+    gradients = [rng.standard_normal(size).astype(np.float32) for size in (100_001, 32_768, 3, 1, 65_535)]
+    expected = np.sqrt(sum(np.sum(g.astype(np.float64) ** 2) for g in gradients))
+    norms = set()
+    before = numba.get_num_threads()
+    for threads in (1, before):
+        numba.set_num_threads(threads)
+        norms.add(clipped(gradients, 1.0)[0])
+    assert len(norms) == 1
+    assert norms.pop() == pytest.approx(expected, rel=1e-12)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize(("bad", "expected"), [([np.inf], np.inf), ([-np.inf], np.inf), ([np.nan, np.inf], np.nan)])
+def test_gradients_that_are_not_finite_stay_as_they_are(bad, expected, dtype, device):
+    gradients = [np.array([1, *bad, 3], dtype), np.array([5.0, 6.0], dtype)]
+    norm, found = clipped(gradients, 1.0, device)
+    assert norm == expected or (np.isnan(norm) and np.isnan(expected))
+    for before, after in zip(gradients, found, strict=True):
+        np.testing.assert_array_equal(after, before)
+
+
+PARAMS = parameters(np.ascontiguousarray, np.float32)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        *((lambda norm=norm: clip_gradients(PARAMS, norm), "max_norm") for norm in (-1, 0, np.nan, np.inf, "1", True)),
+        *((lambda m=m: SGD(PARAMS, momentum=m), "SGD: momentum") for m in (-0.5, 1, 5, np.nan, None)),
+        *((lambda d=d: SGD(PARAMS, weight_decay=d), "SGD: weight_decay") for d in (-1, np.nan, np.inf)),
+        *((lambda d=d: Adam(PARAMS, weight_decay=d), "Adam: weight_decay") for d in (-1, np.nan)),
+        *((lambda b=b: Adam(PARAMS, betas=b), "Adam: a beta") for b in ((1.0, 0), (0.9, 1), (-0.1, 0), (0, np.nan))),
+        *((lambda e=e: Adam(PARAMS, eps=e), "Adam: eps") for e in (0, -1e-8, np.nan, 1e-50)),
+        *((lambda lr=lr: SGD(PARAMS).step(lr), "SGD: lr") for lr in (-0.1, np.nan, np.inf, 1e300)),
+        *((lambda e=e: schedule("cosine", e), "Cosine: epochs") for e in (-1, np.nan, "3")),
+        *((lambda w=w: schedule("step", 3, w), "Step: warmup") for w in (-1, np.nan)),
+        (lambda: Plateau(3, patience=0), "Plateau: patience"),
+        (lambda: Plateau(3, patience=1.5), "Plateau: patience"),
+        (lambda: schedule("plateau", 3).restore({"best": np.nan, "waited": 0, "drops": 0}), "best"),
+        (lambda: schedule("plateau", 3).restore({"best": 0.5, "waited": -1, "drops": 0}), "waited"),
+    ],
+)  # fmt: skip
+def test_numbers_out_of_range_are_refused(call, message):
+    with pytest.raises(BadInput, match=rf"{message} = .*: should be a (whole )?number, "):
+        call()
+
+
+def test_a_state_with_other_names_is_refused():
+    for state in ({"best": 0.5}, {"best": 0.5, "waited": 0, "drops": 0, "factor": 1}):
+        with pytest.raises(BadInput, match="the state of a Plateau holds best, waited, drops"):
+            schedule("plateau", 3).restore(state)
+    with pytest.raises(BadInput, match="two numbers"):
+        Adam(PARAMS, betas=(0.9,))

@@ -270,7 +270,10 @@ def test_evaluate_a_run_on_its_own_test_set(tmp_path, capsys):
         (["{folder}/tabby", "--weights", "colours"], "tabby: no folders"),
         ([], "name a folder of pictures, DIR/CLASS/PICTURE"),
         (["{folder}", "--weights", "colours", "--scales", "63"], "scale 63 is below the network's input of 64"),
-        (["{folder}", "--weights", "colours", "--batch-size", "0"], "batch_size must be at least 1"),
+        (
+            ["{folder}", "--weights", "colours", "--batch-size", "0"],
+            "batch_size = 0: should be a whole number, at least 1",
+        ),
         (["{folder}/..", "--weights", "colours"], "val: no|val/.*: not an image"),
     ],
 )

@@ -132,7 +132,10 @@ def test_stored_and_read_again_also_from_before_there_was_caffe():
 
 @pytest.mark.parametrize(
     ("change", "words"),
-    [({"white": 0}, "white 0"), ({"channels": 1, "mean": (0,), "std": (1,), "bgr": True}, "bgr with 1 channels")],
+    [
+        ({"white": 0}, "white = 0: should be a number, above 0"),
+        ({"channels": 1, "mean": (0,), "std": (1,), "bgr": True}, "bgr with 1 channels"),
+    ],
 )
 def test_refusals(change, words):
     with pytest.raises(BadInput, match=words):

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from minivgg.cli import network
-from minivgg.errors import BadInput
+from minivgg.errors import BadInput, check_range
 
 BUNDLED = 6  # pictures of different classes that are looked at where no image is named
 
@@ -161,6 +161,9 @@ def _occlusion(arguments) -> None:
     subject = _Subject(arguments)
     labels, rows = subject.rows(subject.label(arguments.label))
     side = min(subject.x.shape[2:])
+    for name in ("size", "stride"):
+        if getattr(arguments, name) is not None:
+            check_range(f"--{name}", getattr(arguments, name), 1, side, integer=True)
     size, stride = arguments.size or max(1, side // 4), arguments.stride or max(1, side // 32)
     found = [
         seeing.occlusion(subject.model, x, k, size=size, stride=stride, progress=True)
@@ -177,8 +180,7 @@ def _neighbours(arguments) -> None:
 
     from minivgg.insight import pictures, seeing
 
-    if arguments.count < 1:
-        raise BadInput(f"--count must be at least 1, got {arguments.count}")
+    check_range("--count", arguments.count, 1, 100, integer=True)
     subject = _Subject(arguments)
     gallery, _ = bundled(subject.preprocessing.channels)
     x = np.stack([subject.preprocessing(gallery.image(i)) for i in range(len(gallery))])

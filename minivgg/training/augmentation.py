@@ -6,6 +6,7 @@ from functools import cached_property
 import numpy as np
 
 from minivgg.errors import BadInput
+from minivgg.training.config import check_scale, check_setting
 from minivgg.training.datasets import Dataset
 from minivgg.training.preprocessing import Preprocessing, Stored, centre, pixel_moments, resize_shorter
 
@@ -33,12 +34,10 @@ class Augmentation(Stored):
     basis: tuple[tuple[float, ...], ...] = ()
 
     def __post_init__(self):
-        if self.scale is not None and not 1 <= self.scale[0] <= self.scale[1]:
-            raise BadInput(f"Augmentation: scale {self.scale}; it should be (low, high) with 1 <= low <= high")
-        if self.pad < 0:
-            raise BadInput(f"Augmentation: pad {self.pad}; it should be 0 or more")
-        if self.colour < 0:
-            raise BadInput(f"Augmentation: colour {self.colour}; it should be 0 or more")
+        if self.scale is not None:
+            check_scale(self.scale, "Augmentation: ")
+        check_setting("pad", self.pad, "Augmentation: ")
+        check_setting("colour", self.colour, "Augmentation: ")
         if self.colour and not self.basis:
             raise BadInput("Augmentation: colour without a basis; give basis=colour_basis(train)")
 

@@ -1,11 +1,32 @@
 """The settings of a training run, and what they are when nobody sets them."""
 
-from dataclasses import dataclass
+import math
+import reprlib
+from dataclasses import dataclass, fields
 
-from minivgg.errors import BadInput
+from minivgg.errors import BadInput, check_range
+from minivgg.models import options
 from minivgg.training.graph import check_graphs
 
 OPTIMIZERS = ("sgd", "adam")
+_PIXELS = options.RANGES["input_size"]
+_RATE = {"low": 0, "high": 1e38}  # which float32 can hold
+# Of `errors.check_range`: the command line, a run's config.json and its network's description all go by this.
+RANGES = options.RANGES | {
+    "size": _PIXELS | {"high": 2048},  # of more, a VGG would want gigabytes an image
+    "resize": _PIXELS,
+    "pad": _PIXELS | {"low": 0},
+    "epochs": {"low": 1, "high": 1_000_000, "integer": True},
+    "batch_size": {"low": 1, "high": 1_000_000, "integer": True},
+    "lr": _RATE,
+    "momentum": {"low": 0, "high": 1, "high_open": True},
+    "weight_decay": _RATE,
+    "warmup": {"low": 0, "high": 1_000_000},
+    "label_smoothing": {"low": 0, "high": 1},
+    "max_norm": {"low": 0, "high": math.inf, "low_open": True},
+    "clip_norm": {"low": 0, "high": math.inf, "low_open": True},
+    "colour": {"low": 0, "high": 1000},
+}
 
 
 @dataclass(frozen=True)
@@ -37,7 +58,7 @@ class Config:
     warmup: float = 1.0
     label_smoothing: float = 0.0
     clip_norm: float | None = None
-    scale: tuple[int, int] | None = None
+    scale: tuple | None = None  # (low, high)
     pad: int | None = None
     flip: bool = True
     colour: float = 0.0
@@ -46,11 +67,33 @@ class Config:
     graphs: bool = False
 
     def __post_init__(self):
-        for name, low in {"epochs": 1, "batch_size": 1, "lr": 0, "weight_decay": 0, "warmup": 0, "seed": 0}.items():
-            if not getattr(self, name) >= low:
-                raise BadInput(f"{name} must be at least {low}, got {getattr(self, name)}")
+        for setting in fields(self):
+            name, value = setting.name, getattr(self, setting.name)
+            if value is None and isinstance(None, setting.type):
+                continue
+            if name in RANGES:
+                check_setting(name, value)
+            elif name == "scale":
+                check_scale(value)
+            elif not isinstance(value, setting.type):
+                raise BadInput(
+                    f"{name} = {reprlib.repr(value)}: should be {'yes or no' if setting.type is bool else 'text'}"
+                )
         if self.optimizer not in OPTIMIZERS:
             raise BadInput(f'no optimizer "{self.optimizer}"; there are {", ".join(OPTIMIZERS)}')
         check_graphs(self.graphs, self.device)
-        if not 0 <= self.label_smoothing < 1:
-            raise BadInput(f"label_smoothing must be in [0, 1), got {self.label_smoothing}")
+
+
+def check_setting(name: str, value, owner: str = "") -> None:
+    """Raise BadInput, with its range and who takes it, for a number that the setting `name` cannot be."""
+    check_range(f"{owner}{name}", value, **RANGES[name])
+
+
+def check_scale(scale, owner: str = "") -> None:
+    """Raise BadInput unless `scale` is (low, high): two sizes in pixels, the first not above the second."""
+    if not isinstance(scale, tuple) or len(scale) != 2:
+        raise BadInput(f"{owner}scale = {reprlib.repr(scale)}: should be two sizes, (low, high)")
+    for size in scale:
+        check_range(f"{owner}scale", size, **_PIXELS)
+    if scale[0] > scale[1]:
+        raise BadInput(f"{owner}scale = {scale}: should be (low, high) with low <= high")

@@ -20,6 +20,7 @@ from minivgg.errors import BadInput
 from minivgg.layers import Sequential
 from minivgg.ops.softmax_cross_entropy import softmax_forward
 from minivgg.progress import tqdm
+from minivgg.training.config import check_setting
 from minivgg.training.datasets import Dataset
 from minivgg.training.preprocessing import Preprocessing, centre
 
@@ -66,8 +67,7 @@ class Evaluator:
             raise BadInput(f"scale {min(self.scales)} is below the network's input of {least} pixels; take {least} up")
         if len(set(self.scales)) < len(self.scales):
             raise BadInput(f"scales {', '.join(map(str, self.scales))}: one is there twice")
-        if batch_size < 1:
-            raise BadInput(f"batch_size must be at least 1, got {batch_size}")
+        check_setting("batch_size", batch_size)
         # on images of its own size the dense network says the same, but the ordinary one says it faster
         self._networks = {"centre": model.freeze()}
         if protocol.dense:

@@ -11,8 +11,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
-from minivgg.errors import BadInput
+from minivgg.errors import BadInput, check_range
 from minivgg.training.augmentation import Augmentation
+from minivgg.training.config import check_setting
 from minivgg.training.datasets import Dataset
 from minivgg.training.preprocessing import Preprocessing
 
@@ -46,8 +47,11 @@ class Loader:
             raise BadInput(f"{dataset.name}: images have {found}; fit one to the other")
         if augmentation and augmentation.scale and augmentation.scale[0] < preprocessing.size:
             raise BadInput(f"scale {augmentation.scale} begins below the crop's size {preprocessing.size}; raise it")
-        if batch_size < 1 or prefetch < 1 or seed < 0:
-            raise BadInput(f"batch_size {batch_size}, prefetch {prefetch}, seed {seed}; should be 1, 1, 0 or more")
+        if augmentation and augmentation.colour and np.shape(augmentation.basis) != (dataset.channels,) * 2:
+            raise BadInput(f"{dataset.name}: a colour basis of another number of channels than {dataset.channels}")
+        check_setting("batch_size", batch_size, "Loader: ")
+        check_setting("seed", seed, "Loader: ")
+        check_range("Loader: prefetch", prefetch, 1, 1000, integer=True)
         if len(dataset) < (batch_size if shuffle else 1):
             raise BadInput(f"{dataset.name}: {len(dataset)} images do not fill a batch of {batch_size}; take fewer")
         self.dataset = dataset

@@ -17,16 +17,18 @@ import numpy as np
 
 from minivgg.backends.array import to, to_cpu, xp_of
 from minivgg.backends.graph import between, recording
-from minivgg.errors import BadInput
+from minivgg.errors import BadInput, check_range
 from minivgg.layers import Dropout, Layer, auxiliary_loss_backward, auxiliary_loss_forward, walk_forward
 from minivgg.ops.softmax_cross_entropy import softmax_cross_entropy_backward, softmax_cross_entropy_forward
 from minivgg.progress import tqdm
 from minivgg.training.checkpoints import select
+from minivgg.training.config import check_setting
 from minivgg.training.graph import RecordedStep, check_graphs
 from minivgg.training.loader import Loader
 from minivgg.training.optim import Optimizer, clip_gradients
 from minivgg.training.schedules import Schedule
 
+ROW = ("epoch", "lr", "train_loss", "train_accuracy", "test_loss", "test_accuracy", "seconds", "images_per_second")
 LOOK = 50  # steps between two looks at what a GPU has done
 
 
@@ -86,6 +88,8 @@ class Trainer:
     _sums: dict[str, float] = field(default_factory=lambda: {"loss": 0.0, "correct": 0, "images": 0, "seconds": 0.0})
 
     def __post_init__(self):
+        for name in ("lr", "epochs", "label_smoothing", *(["clip_norm"] if self.clip_norm is not None else [])):
+            check_setting(name, getattr(self, name))
         check_graphs(self.graphs, self.device)
         self._step = RecordedStep(self._work, self.optimizer.params.values()) if self.graphs else self._work
 
@@ -110,7 +114,9 @@ class Trainer:
         auxiliary_loss_backward(1, heads_cache)
         self.model.backward(softmax_cross_entropy_backward(1, cache), need_dx=False)
         if self.clip_norm is not None:
-            clip_gradients(self.optimizer.params, self.clip_norm)
+            norm = clip_gradients(self.optimizer.params, self.clip_norm)
+            if isinstance(norm, float) and not math.isfinite(norm):  # on a GPU the next loss says so
+                raise Diverged(f"a gradient is not finite {self._where()}: that of {first_bad_gradient(self.model)}")
         self.optimizer.step(self._rate if recording() else self._rate())
         return loss.astype(np.float64), (scores.argmax(axis=1) == labels).sum()
 
@@ -120,9 +126,12 @@ class Trainer:
     def _look(self, loss, heads_loss, x) -> None:
         if self._looks() and not math.isfinite(total := float(loss + heads_loss)):
             raise Diverged(
-                f"the loss is {total} at epoch {self.epoch + 1}, batch {self.batch + 1}: {first_bad(self.model, x)}; "
+                f"the loss is {total} {self._where()}: {first_bad(self.model, x)}; "
                 f"try a learning rate below {self.lr}, a warm-up or gradient clipping"
             )
+
+    def _where(self) -> str:
+        return f"at epoch {self.epoch + 1}, batch {self.batch + 1}"
 
     def _looks(self) -> bool:
         """Whether this step may wait for its loss."""
@@ -133,6 +142,7 @@ class Trainer:
 
         Ctrl-C ends it after the step in hand: `save()` is called and Stopped raised. A second Ctrl-C does not wait.
         """
+        check_range("save_minutes", save_minutes, 0, math.inf)
         with _interruptible() as interrupted:
             while self.epoch < self.epochs:
                 last_save = time.monotonic()
@@ -163,20 +173,17 @@ class Trainer:
             self._sums[name] += value
 
     def _end_epoch(self, bar: tqdm, progress: bool) -> None:
+        for name, p in self.model.named_params().items():  # what the last step has done, no loss has seen
+            if not xp_of(p.data).isfinite(p.data).all():
+                advice = f"try a learning rate below {self.lr}"
+                raise Diverged(f"{name} holds values that are not finite after epoch {self.epoch + 1}; {advice}")
         result = evaluate(self.model, self.test, progress, self.device)
         sums = self._numbers()
         n, seconds = sums["images"], sums["seconds"]
-        row = {
-            "epoch": self.epoch + 1,
-            "lr": self.lr * self.schedule(self.epoch + 1),
-            "train_loss": sums["loss"] / n,
-            "train_accuracy": sums["correct"] / n,
-            "test_loss": result.loss,
-            "test_accuracy": result.accuracy,
-            "seconds": round(seconds, 3),
-            "images_per_second": round(n / seconds, 1),
-        }
-        self.history.append(row)
+        rate, train = self.lr * self.schedule(self.epoch + 1), (sums["loss"] / n, sums["correct"] / n)
+        speed = round(seconds, 3), round(n / seconds, 1)
+        row = self.epoch + 1, rate, *train, result.loss, result.accuracy, *speed
+        self.history.append(dict(zip(ROW, row, strict=True)))
         bar.set_postfix_str(f"{self._summary()}, test loss {result.loss:.3f}, test accuracy {result.accuracy:.2%}")
         self.schedule.observe(1 - result.accuracy)
         self.epoch, self.batch = self.epoch + 1, 0
@@ -210,20 +217,41 @@ class Trainer:
         }
 
     def restore(self, arrays: dict[str, np.ndarray], place: dict) -> None:
-        """Stand where `arrays()` and `place()` were taken. Raises BadInput where they belong to another network."""
+        """Stand where `arrays()` and `place()` were taken. Raises BadInput where they belong to another training:
+        then this one is not to be used."""
+        dropouts = {name: layer for name, layer in self.model.walk() if isinstance(layer, Dropout)}
         try:
+            epoch, batch, steps, sums = (place[name] for name in ("epoch", "batch", "optimizer_steps", "sums"))
+            calls, history = place["dropout_calls"], place["history"]
+            check_range("epoch", epoch, 0, self.epochs, integer=True)
+            check_range("batch", batch, 0, len(self.train) if epoch < self.epochs else 0, integer=True)
+            for name, count in {"optimizer_steps": steps, **{name: calls[name] for name in dropouts}}.items():
+                check_range(name, count, 0, 2**63, integer=True)
+            _check_numbers("sums", sums, self._sums)
+            if sums["images"] != batch * self.train.batch_size or len(history) != epoch:
+                raise BadInput(f"its sums or history are not those of epoch {epoch + 1}, batch {batch + 1}")
+            for row in history:
+                _check_numbers("history", row, ROW)
+            dtypes = {p.data.dtype for p in self.model.named_params().values()}
+            if foreign := [name for name, value in arrays.items() if value.dtype not in dtypes]:
+                raise BadInput(f"{foreign[0]} is of {arrays[foreign[0]].dtype}, the network of {min(dtypes, key=str)}")
             self.model.load_state_dict(select(arrays, "model."))
-            self.optimizer.load_state(select(arrays, "optimizer."), place["optimizer_steps"])
-            for name, layer in self.model.walk():
-                if isinstance(layer, Dropout):
-                    layer.calls = place["dropout_calls"][name]
+            self.optimizer.load_state(select(arrays, "optimizer."), steps)
             self.schedule.restore(place["schedule"])
-            self.epoch, self.batch = place["epoch"], place["batch"]
-            self._sums, self.history = dict(place["sums"]), list(place["history"])
         except KeyError as error:
             raise BadInput(f"the checkpoint lacks {error}: it belongs to another network") from None
-        except ValueError as error:
+        except (AttributeError, TypeError, ValueError) as error:
             raise BadInput(f"the checkpoint does not fit: {error}") from None
+        for name, layer in dropouts.items():
+            layer.calls = calls[name]
+        self.epoch, self.batch, self._sums, self.history = epoch, batch, dict(sums), list(history)
+
+
+def _check_numbers(what: str, found: dict, names) -> None:
+    """Raise BadInput unless `found` holds a number for each of `names`, NaN being one, and nothing else."""
+    numbers = {name for name, value in found.items() if type(value) in (int, float)}
+    if not numbers == set(names) == set(found):
+        raise BadInput(f"its {what} should be numbers called {', '.join(names)}")
 
 
 def first_bad(model: Layer, x) -> str:
@@ -239,6 +267,12 @@ def first_bad(model: Layer, x) -> str:
             return f"{name}.{weights[0]} ({layer}) holds values that are not finite"
         previous = (name, layer)
     return f"the first output that is not finite is that of {previous[0]} ({previous[1]})"
+
+
+def first_bad_gradient(model: Layer) -> str:
+    """The first parameter, as the backward went, whose gradient holds numbers that are not finite."""
+    bad = [name for name, p in model.named_params().items() if p.grad is not None and not np.isfinite(p.grad).all()]
+    return bad[-1] if bad else "all together"
 
 
 def _progress_bar(trainer: Trainer, progress: bool) -> tqdm:

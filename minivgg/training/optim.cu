@@ -22,19 +22,22 @@ extern "C" __global__ void adam(
     w[i] -= *lr * (m[i] / *correction1) / (sqrt(v[i] / *correction2) + eps);
 }
 
-// sums (blocks,): each block's part of Σ g², in float64.
-extern "C" __global__ void square_sums(const T* g, double* sums, long long count) {
+// sums (blocks,): each block's part of Σ (g / unit)², in float64.
+extern "C" __global__ void square_sums(const T* g, double* sums, const double* unit, long long count) {
     __shared__ double scratch[32];
     double sum = 0;
     for (long long i = global_thread(); i < count; i += static_cast<long long>(gridDim.x) * blockDim.x) {
-        sum += static_cast<double>(g[i]) * g[i];
+        const double value = g[i] / *unit;
+        sum += value * value;
     }
     sum = block_sum(sum, scratch);
     if (threadIdx.x == 0) sums[blockIdx.x] = sum;
 }
 
-// g scaled so that what has the norm `*norm` has at most `largest`. The host need not know the norm, nor wait for it.
-extern "C" __global__ void clip(T* g, const double* norm, T largest, long long count) {
+// g scaled so that what has the norm `*norm` has at most `largest`, unless the norm is infinite or NaN. The host need
+// not know the norm, nor wait for it. In float64: of a large norm, float32 would make the factor 0.
+extern "C" __global__ void clip(T* g, const double* norm, double largest, long long count) {
     const long long i = global_thread();
-    if (i < count && *norm > largest) g[i] *= static_cast<T>(largest / *norm);
+    if (i >= count || !(*norm > largest) || *norm > 1.7976931348623157e308) return;
+    g[i] = static_cast<T>(g[i] * (largest / *norm));
 }

@@ -12,7 +12,9 @@ from minivgg.backends import cuda
 from minivgg.backends.array import device_of, memory_run, on_gpu, to, xp_of
 from minivgg.backends.graph import DeviceScalar, between
 from minivgg.backends.jit import kernel, prange
+from minivgg.errors import BadInput, check_range
 from minivgg.layers import Param
+from minivgg.training.config import check_setting
 
 
 @cuda.twin("training/optim.cu", "sgd")
@@ -34,6 +36,21 @@ def _adam(w, g, m, v, lr, correction1, correction2, beta1, beta2, rest1, rest2, 
 
 
 @kernel
+def _square_sums(g, unit, sums):
+    for part in prange(sums.size):
+        a = b = c = d = 0.0  # four sums, which need not wait for one another
+        begin, end = part * _PART, min((part + 1) * _PART, g.size)
+        for i in range(begin, end - 3, 4):
+            a += (g[i] / unit) ** 2
+            b += (g[i + 1] / unit) ** 2
+            c += (g[i + 2] / unit) ** 2
+            d += (g[i + 3] / unit) ** 2
+        for i in range(end - (end - begin) % 4, end):
+            a += (g[i] / unit) ** 2
+        sums[part] = (a + b) + (c + d)
+
+
+@kernel
 def _scale(g, factor):
     for i in prange(g.size):
         g[i] *= factor
@@ -46,6 +63,7 @@ class Optimizer:
     slots: tuple[str, ...] = ()
 
     def __init__(self, params: dict[str, Param], weight_decay: float = 0.0):
+        check_setting("weight_decay", weight_decay, f"{type(self).__name__}: ")
         self.params, self.weight_decay, self.steps = params, weight_decay, 0
         self._lr = DeviceScalar()
         self.state = {
@@ -55,7 +73,8 @@ class Optimizer:
     def step(self, lr: float | Callable[[], float]) -> None:
         """One update with learning rate `lr`, in place. Parameters without a gradient stay as they are.
 
-        Where steps are recorded (`backends.graph`), `lr` may be a function, which is asked in each replay.
+        Where steps are recorded (`backends.graph`), `lr` may be a function, which is asked in each replay. Raises
+        BadInput for a rate that is negative or no number.
         """
         between(lambda: self._begin(lr() if callable(lr) else lr))
         for name, p in self.params.items():
@@ -65,6 +84,7 @@ class Optimizer:
                 self._update(memory_run(p.data), memory_run(p.grad), state, self._lr.of(p.data), decay)
 
     def _begin(self, lr: float) -> None:
+        check_setting("lr", lr, f"{type(self).__name__}: ")
         self.steps += 1
         self._lr.set(lr)
 
@@ -84,6 +104,7 @@ class SGD(Optimizer):
 
     def __init__(self, params, momentum: float = 0.9, weight_decay: float = 0.0):
         super().__init__(params, weight_decay)
+        check_setting("momentum", momentum, "SGD: ")
         self.momentum = momentum
 
     def _update(self, w, g, state, lr, decay):
@@ -97,6 +118,11 @@ class Adam(Optimizer):
 
     def __init__(self, params, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8, weight_decay: float = 0.0):
         super().__init__(params, weight_decay)
+        if len(betas) != 2:
+            raise BadInput(f"Adam: betas = {betas}: should be two numbers")
+        for beta in betas:
+            check_range("Adam: a beta", beta, 0, 1, high_open=True)
+        check_range("Adam: eps", eps, 1e-37, 1e38)  # float32 has no smaller ones: they would be 0
         self.betas, self.eps = betas, eps
         self._corrections = [DeviceScalar() for _ in betas]
 
@@ -114,27 +140,50 @@ def clip_gradients(params: dict[str, Param], max_norm: float):
     """Scale all gradients together so that their joint L2 norm is at most `max_norm`; returns the norm before that.
 
     The norm is a float; of gradients on a GPU, an array of one float64 that stays there, so that nobody waits for it.
-    Pascanu, Mikolov, Bengio 2013, algorithm 1.
+    It is computed in float64, float64 gradients in units of the largest: neither large nor small ones are lost. Where a
+    gradient is infinite or NaN, so is the norm, and all gradients stay as they are (no factor makes them right; a
+    `Trainer` then says which it was). Raises BadInput unless `max_norm` is above 0. Pascanu, Mikolov, Bengio 2013,
+    algorithm 1.
     """
+    check_setting("max_norm", max_norm, "clip_gradients: ")
     gradients = [memory_run(p.grad) for p in params.values() if p.grad is not None]
     if any(map(on_gpu, gradients)):
         return _clip_on_gpu(gradients, max_norm)
-    norm = math.sqrt(sum(float(np.dot(g, g)) for g in gradients))
-    if norm > max_norm:
+    unit, squares = float(_unit(np, gradients)), 0.0
+    for g in gradients:
+        sums = np.empty(-(-g.size // _PART))
+        _square_sums(g, unit, sums)
+        squares += float(sums.sum())
+    norm = unit * math.sqrt(squares)
+    if max_norm < norm < math.inf:
         for g in gradients:
-            _scale(g, g.dtype.type(max_norm / norm))
+            _scale(g, max_norm / norm)
     return norm
+
+
+_PART = 1 << 15  # gradients that are added up one after another: the same sums, whatever number of threads there is
+
+
+def _unit(xp, gradients: list):
+    """1, or the largest where some are float64, whose squares float64 may not hold."""
+    if all(g.dtype == np.float32 for g in gradients):
+        return 1.0
+    unit = xp.stack([xp.abs(g).max() for g in gradients if g.size]).max()
+    return xp.where((unit > 0) & xp.isfinite(unit), unit, 1.0)
 
 
 _PARTS = 512  # at most, of a sum of squares: a few for every multiprocessor, and added up in no time
 
 
 def _clip_on_gpu(gradients: list, max_norm: float):
-    sums = xp_of(gradients[0]).zeros((len(gradients), _PARTS), np.float64)
+    xp = xp_of(gradients[0])
+    sums = xp.zeros((len(gradients), _PARTS), np.float64)
+    unit = xp.zeros(1, np.float64) + _unit(xp, gradients)
     for g, parts in zip(gradients, sums, strict=True):
         blocks = min(_PARTS, -(-g.size // cuda.THREADS))
-        cuda.kernel("training/optim.cu", "square_sums", T=g.dtype)(blocks, cuda.THREADS, g, parts, np.int64(g.size))
-    norm = np.sqrt(sums.sum(keepdims=True)).reshape(1)
+        arguments = (g, parts, unit, np.int64(g.size))
+        cuda.kernel("training/optim.cu", "square_sums", T=g.dtype)(blocks, cuda.THREADS, *arguments)
+    norm = unit * np.sqrt(sums.sum(keepdims=True)).reshape(1)
     for g in gradients:
-        cuda.kernel("training/optim.cu", "clip", T=g.dtype).over(g.size, g, norm, float(max_norm))
+        cuda.kernel("training/optim.cu", "clip", T=g.dtype).over(g.size, g, norm, np.float64(max_norm))
     return norm

@@ -5,13 +5,15 @@ were trained with, `fit` makes one from a training set. Both training and evalua
 they cannot disagree about scaling, mean or layout. What a mistake here costs: docs/using.md.
 """
 
+import reprlib
 from dataclasses import asdict, dataclass
 from functools import cached_property
 
 import numpy as np
 from PIL import Image
 
-from minivgg.errors import BadInput
+from minivgg.errors import BadInput, check_range
+from minivgg.training.config import check_setting
 from minivgg.training.datasets import Dataset
 from minivgg.training.formats import MAX_PIXELS
 
@@ -62,14 +64,16 @@ class Preprocessing(Stored):
         if not len(self.mean) == len(self.std) == self.channels:
             found = f"{len(self.mean)} means and {len(self.std)} stds"
             raise BadInput(f"Preprocessing: {found} for {self.channels} channels; give one a channel")
-        if self.size < 1:
-            raise BadInput(f"Preprocessing: size {self.size}; it should be 1 or more")
-        if not all(std > 0 for std in self.std):
-            raise BadInput(f"Preprocessing: std {self.std}; each should be above 0")
-        if self.resize is not None and self.resize < 1:
-            raise BadInput(f"Preprocessing: resize {self.resize}; it should be 1 or more, or None")
-        if not self.white > 0:
-            raise BadInput(f"Preprocessing: white {self.white}; it should be 1 or 255")
+        check_setting("channels", self.channels, "Preprocessing: ")
+        check_setting("size", self.size, "Preprocessing: ")
+        if self.resize is not None:
+            check_setting("resize", self.resize, "Preprocessing: ")
+        for mean, std in zip(self.mean, self.std, strict=True):
+            check_range("Preprocessing: a mean", mean, -1e6, 1e6)
+            check_range("Preprocessing: a std", std, 0, 1e6, low_open=True)
+        check_range("Preprocessing: white", self.white, 0, 1e6, low_open=True)
+        if not isinstance(self.bgr, bool):
+            raise BadInput(f"Preprocessing: bgr = {reprlib.repr(self.bgr)}: should be True or False")
         if self.bgr and self.channels != 3:
             raise BadInput(f"Preprocessing: bgr with {self.channels} channels; it takes 3")
 

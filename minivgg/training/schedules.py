@@ -3,7 +3,8 @@
 import math
 from dataclasses import dataclass
 
-from minivgg.errors import BadInput
+from minivgg.errors import BadInput, check_range
+from minivgg.training.config import check_setting
 
 
 @dataclass
@@ -12,6 +13,10 @@ class Schedule:
 
     epochs: float
     warmup: float = 0.0
+
+    def __post_init__(self):
+        check_range(f"{type(self).__name__}: epochs", self.epochs, 0, math.inf)
+        check_setting("warmup", self.warmup, f"{type(self).__name__}: ")
 
     def __call__(self, epoch: float) -> float:
         """The factor at `epoch`, of which there are `epochs`."""
@@ -29,9 +34,13 @@ class Schedule:
         return {}
 
     def restore(self, state: dict) -> None:
-        """Go on from what `state` returned."""
+        """Go on from what `state` returned. Raises BadInput for what it cannot have returned."""
+        if state.keys() != self.state().keys():
+            raise BadInput(f"the state of a {type(self).__name__} holds {', '.join(self.state()) or 'nothing'}")
         for name, value in state.items():
-            setattr(self, name, value)
+            if value != math.inf:  # the best error, before there is one
+                check_range(name, value, 0, math.inf, integer=isinstance(getattr(self, name), int))
+        vars(self).update(state)
 
 
 @dataclass
@@ -58,6 +67,10 @@ class Plateau(Schedule):
     best: float = math.inf
     waited: int = 0
     drops: int = 0
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_range("Plateau: patience", self.patience, 1, math.inf, integer=True)
 
     def factor(self, epoch):
         return 0.1**self.drops
