@@ -4,11 +4,12 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from minivgg.backends.array import channels_last
 from minivgg.errors import BadInput
-from minivgg.files import atomically
+from minivgg.files import atomically, write_safetensors
 from minivgg.training import checkpoints
 
 ARRAYS = {
@@ -83,3 +84,22 @@ def test_folders_are_made(tmp_path):
     with atomically(tmp_path / "a" / "b" / "c.txt") as temporary:
         temporary.write_text("x")
     assert (tmp_path / "a" / "b" / "c.txt").read_text() == "x"
+
+
+@pytest.mark.parametrize("dtype", ["<f8", ">f4", "<f2", ">i8", "<i4", "<i2", "i1", "<u8", ">u4", "<u2", "u1", "?"])
+def test_what_we_write_is_what_safetensors_reads(dtype, tmp_path):
+    rng = np.random.default_rng(0)
+    arrays = {
+        "a": rng.integers(0, 2, (3, 4)).astype(dtype),
+        "empty": np.zeros((0, 3), dtype),
+        "transposed": rng.integers(0, 2, (4, 5)).astype(dtype).T,
+        "é \"'\n": np.ones(1, dtype),
+    }
+    write_safetensors(tmp_path / "a.safetensors", arrays, {"key": "välue\n"})
+    with safe_open(tmp_path / "a.safetensors", framework="np") as file:
+        assert file.metadata() == {"key": "välue\n"}
+        assert set(file.keys()) == set(arrays)
+        for name, value in arrays.items():
+            found = file.get_tensor(name)
+            assert found.dtype == value.dtype.newbyteorder("=")
+            np.testing.assert_array_equal(found, value)

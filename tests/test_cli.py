@@ -184,7 +184,7 @@ MISTAKES = {
     "unknown optimizer": (["train", "--optimizer", "lion"], 'no optimizer "lion"; there are sgd, adam'),
     "unknown initialiser": (["train", "--init", "best"], 'no initialiser "best"'),
     "unknown algorithm": (["train", "--algorithm", "fft", "--quiet", "--run", "{data}/y"], 'no algorithm "fft"'),
-    "no epochs": (["train", "--epochs", "0"], "epochs must be at least 1, got 0"),
+    "no epochs": (["train", "--epochs", "0"], "epochs = 0: should be a whole number, at least 1"),
     "too small": (["summary", "vgg16", "--input-size", "16"], "at least 32, got 16"),
     "no batch": (["summary", "vgg16", "--batch-size", "0"], "--batch-size must be at least 1"),
     "nothing to resume": (["train", "--resume", "{data}"], "no run to resume here"),

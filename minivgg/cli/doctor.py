@@ -43,21 +43,33 @@ def add(commands) -> None:
 
 
 def run(arguments) -> None:
+    from minivgg.cli.network import told
     from minivgg.insight import doctor, pictures
-    from minivgg.training.config import Config
-    from minivgg.training.run import load_model, read_config
+    from minivgg.training.config import Config, check_setting
+    from minivgg.training.datasets import load
+    from minivgg.training.run import data_of, load_model, read_config
 
     if (arguments.model is None) == (arguments.run is None):
         raise BadInput("name a model, such as vgg16, or a run by --run DIR, and not both")
     if arguments.batch_size < 2 or not (arguments.lr is None or arguments.lr > 0):
         raise BadInput(f"--batch-size must be at least 2 and --lr above 0: {arguments.batch_size}, {arguments.lr}")
+    for name in ("lr", "warmup", "batch_size", "seed", "input_size"):
+        if getattr(arguments, name) is not None:
+            check_setting(name, getattr(arguments, name))
     if arguments.run:
-        model, preprocessing, _ = load_model(arguments.run)
+        model, preprocessing, known = load_model(arguments.run)
         config = read_config(arguments.run / "config.json") if arguments.run.is_dir() else Config()
-        x, labels, _ = _batch(arguments, arguments.data or config.data, preprocessing)
+        with told():
+            own = arguments.run.is_dir() and not arguments.data
+            train = data_of(arguments.run, "training") if own else load(arguments.data or config.data)[0]
+        if len(train.classes) > len(known):
+            raise BadInput(
+                f"{arguments.data or config.data} has {len(train.classes)} classes, the network {len(known)}"
+            )
+        x, labels, _ = _batch(arguments, train, preprocessing)
         name, default_lr, default_warmup = f"{arguments.run}, trained", config.lr, config.warmup
     else:
-        x, labels, classes = _batch(arguments, arguments.data or Config().data, None)
+        x, labels, classes = _batch(arguments, load(arguments.data or Config().data)[0], None)
         build = _builder(arguments, classes, x)
         model = build(arguments.init)
         name, default_lr, default_warmup = f"{arguments.model}, started by {arguments.init}", 0.01, Config().warmup
@@ -112,14 +124,12 @@ def _starts(arguments, build) -> dict:
     return {f"{init}{name}": partial(build, init, **twin) for name, twin in twins.items() for init in inits}
 
 
-def _batch(arguments, data: str, preprocessing):
+def _batch(arguments, train, preprocessing):
     """x (N, C, H, W) and labels (N,), drawn from the training images, and how many classes there are."""
     import numpy as np
 
-    from minivgg.training.datasets import load
     from minivgg.training.preprocessing import fit
 
-    train, _ = load(data)
     chosen = np.random.default_rng(arguments.seed).permutation(len(train))[: arguments.batch_size]
     pictures = [train.image(i) for i in chosen]
     if preprocessing is None:
@@ -128,7 +138,7 @@ def _batch(arguments, data: str, preprocessing):
         resize = native if native and native <= size < 2 * native else size
         preprocessing = fit(train, size, resize=resize)
     elif preprocessing.channels != train.channels:
-        raise BadInput(f"{data} has {train.channels} channels, the run's network {preprocessing.channels}")
+        raise BadInput(f"{train.name} has {train.channels} channels, the run's network {preprocessing.channels}")
     x = np.stack([preprocessing(picture) for picture in pictures])
     if arguments.raw:
         mean, std = (np.array(v, np.float32)[:, None, None] for v in (preprocessing.mean, preprocessing.std))

@@ -24,6 +24,7 @@ def add(commands) -> None:
     group.add_argument("--crops", action="store_true", help="5×5 crops and their mirror images; with --dense also both")
     group.add_argument("--flip", action="store_true", help="its mirror image, too")
     group.add_argument("--scales", type=_scales, default=(), metavar="PX,…", help="shorter sides: 256,384,512")
+    command.add_argument("--data", metavar="NAME", help="where the run's own data is now, if it has moved")
     command.add_argument("--batch-size", type=int, default=16, metavar="N", help="crops at once (default: 16)")
     command.add_argument("--quiet", action="store_true", help="no progress bar")
     command.set_defaults(command=run)
@@ -42,17 +43,20 @@ def _scales(text: str) -> tuple[int, ...]:
 def run(arguments) -> None:
     from minivgg.training.datasets import labelled_folder
     from minivgg.training.evaluate import Evaluator, Protocol, evaluate
-    from minivgg.training.run import test_set
+    from minivgg.training.run import data_of
 
     if arguments.folder is None and not arguments.run:
         raise BadInput("name a folder of pictures, DIR/CLASS/PICTURE; or --run DIR, for its own test set")
+    if arguments.data and (arguments.folder or not arguments.run):
+        raise BadInput("--data says where the data of --run DIR is now; leave out the folder of pictures")
     if arguments.folder and not arguments.folder.is_dir():
         raise BadInput(f"{arguments.folder}: no such folder")
     model, preprocessing, classes = network.find(arguments)
     if arguments.folder:
         dataset = labelled_folder(arguments.folder, classes, preprocessing.channels)
     else:
-        dataset = test_set(arguments.run)
+        with network.told():
+            dataset = data_of(arguments.run, "test", arguments.data)
     protocol = Protocol(arguments.dense, arguments.crops, arguments.flip, arguments.scales)
     evaluator = Evaluator(model, preprocessing, protocol, arguments.batch_size)
     errors = evaluate(evaluator, dataset, progress=not arguments.quiet)

@@ -2,6 +2,7 @@
 
 import sys
 import warnings
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -82,6 +83,16 @@ def _published(weights: str, name: str | None, preprocessing: str | None, partia
     for note in report.warnings:
         print(f"minivgg: {in_line(weights)}: {in_line(note)}", file=sys.stderr)
     return Network(model, PREPROCESSINGS[wanted], classes)
+
+
+@contextmanager
+def told():
+    """What the library warns of in this block, as lines of `minivgg: …`."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", UserWarning)
+        yield
+    for warning in caught:
+        print(f"minivgg: {warning.message}", file=sys.stderr)
 
 
 def newest_run() -> Path:

@@ -1,11 +1,12 @@
 """`minivgg train`: watch a network learn, and find its pictures in the run's folder."""
 
 import argparse
+import math
 import sys
 import time
 from pathlib import Path
 
-from minivgg.errors import BadInput
+from minivgg.errors import BadInput, check_range
 from minivgg.training.config import Config
 
 RUNS = Path("runs")
@@ -68,7 +69,12 @@ def add(commands) -> None:
         "as if it had never stopped (on the same machine, versions and number of threads).",
     )
     command.add_argument("--run", type=Path, metavar="DIR", help="the run's folder (default: runs/MODEL-DATE-TIME)")
-    command.add_argument("--resume", type=Path, metavar="DIR", help="go on with the run in DIR, with its own settings")
+    command.add_argument(
+        "--resume",
+        type=Path,
+        metavar="DIR",
+        help="go on with the run in DIR, with its own settings (and --data, if that has moved)",
+    )
     command.add_argument(
         "--save-minutes", type=float, default=5, metavar="M", help="save within long epochs (default: 5)"
     )
@@ -89,22 +95,34 @@ def add(commands) -> None:
 
 
 def run(arguments) -> int:
-    from minivgg.training.loop import Stopped
+    from minivgg.cli.network import told
+    from minivgg.training.folder import begun, check_free, occupied
     from minivgg.training.run import Run
 
+    check_range("--save-minutes", arguments.save_minutes, 0, math.inf)
     given = {name: value for name, value in vars(arguments).items() if name in _FIELDS and value is not None}
     if arguments.resume:
+        data = given.pop("data", None)
         if given or arguments.run:
             names = ", ".join(f"--{name.replace('_', '-')}" for name in [*given, *(["run"] if arguments.run else [])])
             raise BadInput(f"--resume goes on with the run's own settings and folder; leave out {names}")
-        session = Run.resume(arguments.resume)
-    else:
-        config = Config(**{name: tuple(v) if isinstance(v, list) else v for name, v in given.items()})
-        folder = arguments.run or RUNS / time.strftime(f"{config.model}-%Y%m%d-%H%M%S")
-        if (folder / "checkpoint.safetensors").exists():
-            raise BadInput(f"{folder} holds a run already; go on with it by --resume {folder}, or name another folder")
-        session = Run(config, folder)
+        with occupied(arguments.resume):
+            with told():
+                session = Run.resume(arguments.resume, data)
+            return _train(session, arguments)
+    config = Config(**{name: tuple(v) if isinstance(v, list) else v for name, v in given.items()})
+    folder = arguments.run or RUNS / time.strftime(f"{config.model}-%Y%m%d-%H%M%S")
+    if arguments.run:
+        check_free(folder)  # before anything is read
+    session = Run(config, folder)
+    with begun(folder, named=arguments.run is not None) as session.folder:
         session.save()
+        return _train(session, arguments)
+
+
+def _train(session, arguments) -> int:
+    from minivgg.training.loop import Stopped
+
     print(_headline(session), flush=True)
     try:
         session.trainer.fit(session.save, save_minutes=arguments.save_minutes, progress=not arguments.quiet)

@@ -14,33 +14,18 @@ from safetensors import SafetensorError, safe_open
 
 from minivgg.backends.array import to_cpu
 from minivgg.errors import BadInput
-from minivgg.files import atomically
+from minivgg.files import atomically, little_endian, write_safetensors
 
 _KEY, _CHECKSUM = "minivgg", "checksum"  # entries of the file's metadata
-_DTYPES = {"float64": "F64", "float32": "F32", "float16": "F16", "bool": "BOOL"} | {
-    f"{sign}int{bits}": f"{sign.upper() or 'I'}{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)
-}
 
 
-def save(path: Path, arrays: dict[str, np.ndarray], description: dict, *, keep: Path | None = None) -> None:
+def save(path: Path, arrays: dict[str, np.ndarray], description: dict, keep: Path | None = None) -> None:
     """Write `arrays` (name → array, on any device) and a JSON-able `description` to `path`, replacing it only once
-    complete; what it held before stays as `keep`, if that is given.
-
-    Not by safetensors' own function: of a full disk it says what is no OSError, and what it leaves when it is killed
-    has names of its own.
-    """
+    complete; what it held before stays as `keep`, if that is given."""
     arrays = {name: np.ascontiguousarray(to_cpu(value)) for name, value in arrays.items()}
     text = json.dumps(description)
-    header, end = {"__metadata__": {_KEY: text, _CHECKSUM: _checksum(arrays, text)}}, 0
-    for name, value in arrays.items():
-        begin, end = end, end + value.nbytes
-        header[name] = {"dtype": _DTYPES[value.dtype.name], "shape": value.shape, "data_offsets": [begin, end]}
-    head = json.dumps(header).encode()
-    head += b" " * (-len(head) % 8)
-    with atomically(path, keep=keep) as temporary, temporary.open("wb") as file:
-        file.write(len(head).to_bytes(8, "little") + head)
-        for value in arrays.values():
-            file.write(_bytes(value))
+    with atomically(path, keep=keep) as temporary:
+        write_safetensors(temporary, arrays, {_KEY: text, _CHECKSUM: _checksum(arrays, text)})
 
 
 def load(path: Path) -> tuple[dict[str, np.ndarray], dict]:
@@ -79,11 +64,5 @@ def _checksum(arrays: dict[str, np.ndarray], text: str) -> str:
     crc = zlib.crc32(text.encode())
     for name, value in sorted(arrays.items()):
         crc = zlib.crc32(f"{name} {value.dtype.name} {value.shape}".encode(), crc)
-        crc = zlib.crc32(_bytes(value), crc)
+        crc = zlib.crc32(little_endian(value), crc)
     return f"crc32 {crc:08x}"
-
-
-def _bytes(value: np.ndarray) -> np.ndarray:
-    """The array's bytes, little-endian, as a file has them: a view."""
-    little = value.astype(value.dtype.newbyteorder("<"), copy=False)
-    return little.reshape(-1).view(np.uint8)

@@ -18,6 +18,7 @@ import numpy as np
 
 from minivgg.caches import user_folder
 from minivgg.errors import BadInput
+from minivgg.files import absolute
 from minivgg.training.formats import (
     CIFAR_TEST,
     CIFAR_TRAIN,
@@ -28,6 +29,7 @@ from minivgg.training.formats import (
     read_npz,
 )
 
+NAMED = ("fashion-mnist-mini", "fashion-mnist", "cifar10")
 ASSETS = Path(__file__).parents[1] / "assets"
 
 FASHION_MNIST_CLASSES = (
@@ -131,6 +133,11 @@ def load(source: str | Path = "fashion-mnist-mini", *, download: bool = False) -
     if path.suffix == ".npz" and path.is_file():
         return _from_npz(path, path.stem)
     raise BadInput(f"{source}: neither a folder, nor an .npz file, nor one of the sets {', '.join(named)}")
+
+
+def from_anywhere(source: str) -> str:
+    """`source` as `load` finds it from any folder: a path whole; the name of a set as it is."""
+    return source if source in NAMED else absolute(source)
 
 
 def cache_dir() -> Path:
