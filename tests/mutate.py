@@ -54,9 +54,10 @@ TESTS = {
     "conv2d/im2col": "conv2d -k im2col or chunks or limit or pointwise",
     "conv2d/implicit_gemm": "rungs -k implicit",
     "conv2d/naive": "conv2d -k (hand or naive) and not conforms",
-    "conv2d/packing": "rungs",
+    "conv2d/packing": "rungs edges not_finite -k rungs or widens or negative_zero",
     "conv2d/planning": "planning",
     "conv2d/spec": f"conv2d_dtypes defaults ledger conv2d {_MOST}",
+    "conv2d/taps": "not_finite -k taps or all_finite",
     "conv2d/toom_cook": "winograd",
     "conv2d/winograd": "winograd rungs -k winograd",
     "conv2d/winograd_kernels": "rungs -k winograd",
@@ -69,7 +70,7 @@ TESTS = {
     "relu": "elementwise -k relu",
     "sigmoid": "elementwise -k sigmoid",
     "softmax_cross_entropy": "softmax_cross_entropy defaults",
-    "windows": f"pooling linear conv2d {_MOST}",
+    "windows": f"refusals pooling linear conv2d {_MOST}",
 }
 
 # What runs on a GPU alone is held by the simulator's tests, each of which compiles: thousands would take days.

@@ -75,7 +75,7 @@ def test_what_winograd_asks_for(monkeypatch):
     monkeypatch.setattr(winograd, "threads", lambda: 3)
     monkeypatch.setattr(winograd, "_CHUNK", 0)
     monkeypatch.setattr(
-        winograd.kernels, "convolve", lambda *given: shapes.update(forward=[m.shape for m in given[-4:-1]])
+        winograd.kernels, "convolve", lambda *given: shapes.update(forward=[m.shape for m in given[-5:-2]])
     )
     monkeypatch.setattr(winograd.kernels, "correlate", lambda *given: shapes.update(dw=[m.shape for m in given[-4:]]))
     spec = ConvSpec.of((3, 50, 40, 40), (34, 50, 3, 3), 1, 1)
@@ -139,8 +139,8 @@ def test_what_direct_asks_for(monkeypatch):
 
 def test_how_direct_shares_the_cache(monkeypatch):
     seen = []
-    monkeypatch.setattr(direct, "_convolve", lambda *given: seen.append((given[-2].shape, given[-1])))
-    monkeypatch.setattr(direct, "_convolve_streaming", lambda *given: seen.append((given[-3].shape, given[-2].shape)))
+    monkeypatch.setattr(direct, "_convolve", lambda *given: seen.append((given[-3].shape, given[-2])))
+    monkeypatch.setattr(direct, "_convolve_streaming", lambda *given: seen.append((given[-4].shape, given[-3].shape)))
     monkeypatch.setattr(direct, "threads", lambda: 3)
     monkeypatch.setattr(direct, "streams", lambda y, at_once: True)
     monkeypatch.setattr(direct, "_L1", 26000)
@@ -197,7 +197,7 @@ def test_direct_past_the_caches(O, C, size, window, stride, mask, monkeypatch):
 )
 def test_how_implicit_gemm_shares(x_shape, parts, monkeypatch):
     seen = []
-    monkeypatch.setattr(implicit_gemm, "_convolve", lambda *given: seen.append((given[-2].shape, given[-1])))
+    monkeypatch.setattr(implicit_gemm, "_convolve", lambda *given: seen.append((given[-3].shape, given[-2])))
     monkeypatch.setattr(implicit_gemm, "threads", lambda: 3)
     spec = ConvSpec.of(x_shape, (160, 1, 3, 3), padding=1)
     implicit_gemm.forward(np.zeros(x_shape), np.zeros(spec.w_shape), spec)
@@ -216,9 +216,12 @@ def test_how_much_implicit_gemm_gathers(gathered, H, rows, monkeypatch):
 
 
 def test_direct_copies_no_whole_blocks():
-    wide, narrow = (np.ones((1, 2, 2, O)) for O in (64, 33))
-    assert packing.widened(wide) is wide
-    assert packing.widened(narrow).shape == (1, 2, 2, 64)
+    for O, copied in ((64, False), (33, True)):
+        spec = ConvSpec.of((1, 3, 2, 2), (O, 3, 1, 1))
+        x, dy = np.ones((1, 2, 2, 3)), np.ones((1, 2, 2, O))
+        ((pixels, wide, padding),) = packing.widened_parts(x, dy, spec)
+        assert pixels.shape == x.shape and wide.shape == (1, 2, 2, 64) and padding == (0, 0)
+        assert np.shares_memory(dy, wide) != copied
 
 
 def test_direct_does_on_a_cpu_what_a_gpu_has_no_room_for(monkeypatch):

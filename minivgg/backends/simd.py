@@ -219,8 +219,8 @@ class _Vector:
     __radd__, __rmul__ = __add__, __mul__
 
     def at_least(self, floor):
-        """max(self, floor), where a NaN passes: with a floor of 0, ReLU."""
-        below = self.code.builder.fcmp_ordered("<", self.ir, self._of(floor))
+        """max(self, floor), where a NaN passes: with a floor of 0, ReLU, of which −0.0 is 0."""
+        below = self.code.builder.fcmp_ordered("<=", self.ir, self._of(floor))
         return _Vector(self.code, self.code.builder.select(below, self._of(floor), self.ir))
 
     def where_positive(self, mask):
@@ -313,7 +313,7 @@ class _PlainVector(np.ndarray):
     __rmul__ = __mul__
 
     def at_least(self, floor):
-        return np.where(self < floor, self.dtype.type(0) + floor, self).view(_PlainVector)
+        return np.where(self <= floor, self.dtype.type(0) + floor, self).view(_PlainVector)
 
     def where_positive(self, mask):
         return np.where(mask > 0, self, self.dtype.type(0)).view(_PlainVector)

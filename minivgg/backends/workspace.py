@@ -120,8 +120,6 @@ def _take(nbytes: int) -> tuple[_Slab, int]:
     global _in_use, _most_in_use
     with _pool:
         _collect()
-        _in_use += nbytes
-        _most_in_use = max(_most_in_use, _in_use)
         fitting = [
             (end - begin, slab, begin)
             for slab in _slabs
@@ -134,9 +132,11 @@ def _take(nbytes: int) -> tuple[_Slab, int]:
             _slabs.remove(slab)
             slab.idle.remove((begin, begin + size))
         else:
-            _make_room(nbytes)
+            _make_room(nbytes, max(_most_in_use, _in_use + nbytes))
             size, slab, begin = nbytes, _Slab(nbytes), 0
             slab.idle.clear()
+        _in_use += nbytes  # now that it is there
+        _most_in_use = max(_most_in_use, _in_use)
         if size > nbytes:
             slab.give_back(begin + nbytes, begin + size)
         _slabs.append(slab)
@@ -152,17 +152,23 @@ def _collect() -> None:
         _in_use -= end - begin
 
 
-def _make_room(nbytes: int) -> None:
-    """Let go of slabs that nobody uses, the one that served longest ago first, as long as there is too much."""
+def _make_room(nbytes: int, most: int) -> None:
+    """Let go of slabs that nobody uses, the one that served longest ago first, as long as there is too much for `most`
+    bytes in use."""
     for slab in list(_slabs):
-        if sum(other.memory.nbytes for other in _slabs) + nbytes <= _SLACK * _most_in_use:
+        if sum(other.memory.nbytes for other in _slabs) + nbytes <= _SLACK * most:
             return
         if slab.unused():
             _slabs.remove(slab)
 
 
 def _aligned(nbytes: int) -> np.ndarray:
-    raw = np.empty(nbytes + _ALIGNMENT, dtype=np.uint8)
+    try:
+        raw = np.empty(nbytes + _ALIGNMENT, dtype=np.uint8)
+    except (MemoryError, ValueError):  # the second where so many bytes cannot even be counted
+        raise MemoryError(
+            f"no memory for {nbytes / 2**30:.3g} GiB at once; make the batch, the image or the network smaller"
+        ) from None
     start = -raw.ctypes.data % _ALIGNMENT
     return raw[start : start + nbytes]
 

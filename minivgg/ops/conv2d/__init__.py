@@ -106,7 +106,12 @@ def explain(spec: ConvSpec, direction="forward", *, device="cpu", dtype=np.float
     if np.dtype(dtype) != np.float32:
         return f"{chosen.name}: {chosen.reason}"
     times = sorted((t, name) for name, t in _times(spec, direction, prepared).items() if t < float("inf"))
-    return f"{chosen.name}: {chosen.reason} (expected: {', '.join(f'{name} {t * 1e3:.3g} ms' for t, name in times)})"
+    expected = ", ".join(f"{name} {t * 1e3:.3g} ms" for t, name in times)
+    rounding = "rounding is relative to the largest number of its tile, " if chosen.growth > 1 else ""
+    return f"{chosen.name}: {chosen.reason} (expected: {expected}); {rounding}{_PROMISE}"
+
+
+_PROMISE = "what is not finite stays where the definition puts it"
 
 
 def check_algorithm(name: str) -> None:
@@ -143,11 +148,20 @@ def conv2d_forward(x, w, b=None, *, stride=1, padding=0, algorithm="auto", relu=
     cache is None: that is for inference. `prepared` is a dict, empty at first, in which filters that will not change
     any more are kept in the form that an algorithm wants.
 
+    What is not finite: on a CPU every algorithm, and so "auto", gives infinities and NaNs where the definition does, in
+    this pass and in the backward. Beyond the border there is nothing, not even zeros that make NaNs of infinite weights
+    (PyTorch multiplies them). A fast rung that finds such a result computes all of it again, tap by tap (see `taps`).
+    On a GPU, "winograd" spreads them over a tile of 6 × 6 pixels, and padding zeros are multiplied. What is finite:
+    Winograd's rounding is relative to the largest number of the tile, so that a pixel of 10⁸ among ones spoils the
+    outputs around it; "direct" and "im2col" keep to the definition's products.
+
     Cost: 2·N·O·OH·OW·C·KH·KW FLOP, or fewer by Winograd. Raises ValueError where shapes, dtypes or geometry do not go
     together, or where the algorithm does not support them: never a silent fallback.
     """
+    check_parameters("conv2d", x, w, b)
     spec = ConvSpec.of(x.shape, w.shape, stride, padding)
-    check_parameters("conv2d", x, w, b, spec.O)
+    if spec.N == 0:
+        return _of_no_image(x, w, b is not None, spec, algorithm, pool)
     chosen = _chosen(algorithm, spec, "forward", x, prepared is not None)
     cache = Conv2dCache(x, w, b is not None, spec, algorithm)
     if pool and not (chosen.pools and min(spec.OH, spec.OW) > 1):
@@ -167,6 +181,13 @@ def conv2d_forward(x, w, b=None, *, stride=1, padding=0, algorithm="auto", relu=
     return chosen.forward(x, w, spec, bias=b, relu=relu, **options), None if pool else cache
 
 
+def _of_no_image(x, w, has_bias: bool, spec: ConvSpec, algorithm: str, pool: bool):
+    """What `conv2d_forward` gives for N = 0: an algorithm's functions are asked for one image or more."""
+    check_algorithm(algorithm)
+    y = empty_on(x)(spec.y_shape, x.dtype)
+    return (maxpool2d_forward(y, 2)[0], None) if pool else (y, Conv2dCache(x, w, has_bias, spec, algorithm))
+
+
 def conv2d_backward(dy, cache: Conv2dCache, *, need_dx=True, after_relu=False):
     """The gradients (dx, dw, db) for the upstream gradient dy (N, O, OH, OW), in the shapes of x, w and b.
 
@@ -176,6 +197,9 @@ def conv2d_backward(dy, cache: Conv2dCache, *, need_dx=True, after_relu=False):
     """
     x, w, has_bias, spec, algorithm = cache
     check_gradient("conv2d_backward", dy, spec.y_shape, x.dtype)
+    if spec.N == 0:
+        db = sum_per_channel(dy) if has_bias else None
+        return empty_on(x)(x.shape, x.dtype) if need_dx else None, 0 * w, db
     dx = None
     if need_dx:
         chosen = _chosen(algorithm, spec, "grad_input", x)

@@ -27,14 +27,16 @@ from minivgg.backends.jit import kernel, njit, prange, threads
 from minivgg.backends.microkernel import COLUMNS, ROWS, even_rows, product, sums_of_products, to_fetch
 from minivgg.backends.simd import LANES, traced
 from minivgg.ops.conv2d import direct_on_gpu
+from minivgg.ops.conv2d import taps as exact
 from minivgg.ops.conv2d.packing import (
     epilogue,
+    finish,
     into_panels,
     round_up,
     streams,
     turned_into_panels,
     unpack_gradient,
-    widened,
+    widened_parts,
 )
 from minivgg.ops.conv2d.spec import EVERY_DTYPE, Algorithm, ConvSpec
 
@@ -87,36 +89,10 @@ def _fill_band(x, n, top, left, dilation, band):
                 to[:] = 0
 
 
-@traced
-def _finish_block(code, rows, sums, bias, bias_at, floor, y, y_at, y_row):
-    """y (rows, 32) = max(sums + bias, floor)."""
-    least = floor.broadcast(0)
-    biases = [bias.load(bias_at + j) for j in (0, LANES)]
-    for i in code.loop(rows):
-        for j, b in zip((0, LANES), biases, strict=True):
-            y.store(y_at + i * y_row + j, (sums.load(i * COLUMNS + j) + b).at_least(least))
-
-
-@njit(cache=True, inline="always")
-def finish(rows, sums, o, bias, floor, mask, masked, y, at, O):
-    """y (rows, O)[:, o : o + 32] = max(sums + bias, floor); if `masked`, 0 unless mask > 0.
-
-    y and mask are flat, and what is meant begins at `at`. Written out in place: a call, with five arrays to pass, took
-    nearly as long as one of the first layer's products.
-    """
-    outputs = min(COLUMNS, O - o)
-    if outputs == COLUMNS and not masked:
-        _finish_block(rows, sums, bias, o, floor, y, at + o, O)
-        return
-    for i in range(rows):
-        to = at + i * O + o
-        for j in range(outputs):
-            value = sums[i * COLUMNS + j] + bias[o + j]
-            y[to + j] = 0 if masked and not mask[to + j] > 0 else floor[0] if value < floor[0] else value
-
-
 @kernel
-def _convolve(x, filters, y, bias, floor, mask, masked, stride, offset, dilation, window, taps, bands, together):
+def _convolve(
+    x, filters, y, bias, floor, mask, masked, stride, offset, dilation, window, taps, bands, together, watched
+):
     """y (N, OH, OW, O) = the convolution of x (N, H, W, C) by filters (blocks, KH, KW·C, 32).
 
     A task is a band of output rows of one image; `bands` (workers, rows + 1, columns, C) holds what they look at, and a
@@ -154,7 +130,10 @@ def _convolve(x, filters, y, bias, floor, mask, masked, stride, offset, dilation
                                     filters, (block * KH + kh) * KW * C * COLUMNS, b_strides,
                                     sums, 0, COLUMNS, (min(taps, KH - kh), KW * C), min(kh, 1),
                                 )  # fmt: skip
-                            finish(count, sums, block * COLUMNS, bias, floor, kept, masked, results, to, O)
+                            finish(
+                                count, sums, block * COLUMNS, bias, floor, kept, masked, results, to, O,
+                                watched, worker * LANES,
+                            )  # fmt: skip
 
 
 # ---- Large results of few multiplications: a first layer ----
@@ -162,8 +141,9 @@ def _convolve(x, filters, y, bias, floor, mask, masked, stride, offset, dilation
 
 @traced
 def _block_while_streaming(
-    code, rows, a, a_at, a_strides, b, b_at, b_strides, lengths, bias, bias_at, floor, tiles, at, waiting, places, y
-):
+    code, rows, a, a_at, a_strides, b, b_at, b_strides, lengths, bias, bias_at, floor, tiles, at, waiting, places, y,
+    watched, watched_at,
+):  # fmt: skip
     """tiles (rows, 32) from `at` on = max(a · b + bias, floor), while the tile that waits goes to y, past the caches.
 
     `waiting`: where it is in `tiles`, how many vectors it has, and where in y it belongs: number i at places[i] from
@@ -180,6 +160,7 @@ def _block_while_streaming(
             stream(step)
 
     steps = lengths[0] * lengths[1]
+    seen = code.variable(watched.load(watched_at))
     for size in range(2, ROWS + 1, 2):
         for _ in code.when(rows, size):
             sums = sums_of_products(code, size, a, a_at, a_strides, b, b_at, b_strides, lengths, stream_one)
@@ -187,7 +168,10 @@ def _block_while_streaming(
             for j in range(2):
                 after = bias.load(bias_at + j * LANES)
                 for i in range(size):
-                    tiles.store(at + i * COLUMNS + j * LANES, (sums[i][j].value + after).at_least(least))
+                    result = sums[i][j].value + after
+                    seen.value = result * 0 + seen.value
+                    tiles.store(at + i * COLUMNS + j * LANES, result.at_least(least))
+    watched.store(watched_at, seen.value)
     for i in code.loop(lines + steps * -1):
         stream(steps + i)
 
@@ -201,7 +185,7 @@ def _stream_tile(code, tiles, waiting, places, y):
 
 
 @kernel
-def _convolve_streaming(x, filters, y, bias, floor, stride, offset, dilation, window, bands, tiles, places):
+def _convolve_streaming(x, filters, y, bias, floor, stride, offset, dilation, window, bands, tiles, places, watched):
     """`_convolve` for a y that no cache holds, O a multiple of 32, and filters that the first-level cache holds.
 
     `tiles` (workers, 2·14·32): each block of results waits in one half of it until the next block has been multiplied.
@@ -233,6 +217,7 @@ def _convolve_streaming(x, filters, y, bias, floor, stride, offset, dilation, wi
                         _block_while_streaming(
                             count + count % 2, band, seen, a_strides, filters, block * KH * KW * C * COLUMNS, b_strides,
                             (KH, KW * C), bias, block * COLUMNS, floor, tile, at, (last, lines, to), places, results,
+                            watched, worker * LANES,
                         )  # fmt: skip
                         to, lines = ((n * OH + oh) * OW + ow) * O + block * COLUMNS, 2 * count
                         at, last = half - at, at
@@ -314,41 +299,45 @@ def pack_turned(w):
     return panels
 
 
-def _run(x, filters, y, window, stride, offset, dilation, bias=None, relu=False, mask=None):
+def _run(x, filters, y, window, stride, offset, dilation, bias=None, relu=False, mask=None) -> bool:
     N, OH, OW, _ = y.shape
     C, workers = x.shape[3], threads()
     row_bytes = _band_shape(1, OW, C, stride, window)[1] * C * x.itemsize * stride[0]
     rows = _band_rows(OH, row_bytes, -(-4 * workers // N))
     bands = workspace.buffer("direct bands", (workers, *_band_shape(rows, OW, C, stride, window)), x.dtype)
     after = epilogue(y, len(filters), bias, relu, mask)
-    together = max(1, _L1 // 2 // filters[0].nbytes)
+    together, watched = max(1, _L1 // 2 // filters[0].nbytes), exact.watch(workers, x.dtype)
     if mask is None and together >= len(filters) and streams(y, COLUMNS):
+        bands[:, -1] = 0  # what an odd block computes of it is not stored, but watched
         tiles = workspace.buffer("direct tiles", (workers, 2 * ROWS * COLUMNS), x.dtype)
         places = np.add.outer(np.arange(ROWS) * y.shape[3], (0, LANES)).reshape(-1)
-        _convolve_streaming(x, filters, y, *after[:2], stride, offset, dilation, window, bands, tiles, places)
-        return
-    taps = max(1, _CHAIN // (window[1] * C))
-    _convolve(x, filters, y, *after, stride, offset, dilation, window, taps, bands, together)
+        _convolve_streaming(x, filters, y, *after[:2], stride, offset, dilation, window, bands, tiles, places, watched)
+    else:
+        taps = max(1, _CHAIN // (window[1] * C))
+        _convolve(x, filters, y, *after, stride, offset, dilation, window, taps, bands, together, watched)
+    return not watched.any()
 
 
 def two_passes(run):
     """The forward and grad_input of a rung that does both by `run(x, filters, y, window, stride, offset, dilation, …)`.
 
     `run` fills y (N, OH, OW, O) with the convolution of x (N, H, W, C), which begins `offset` pixels beyond its corner
-    and whose pixels stand `dilation` apart, by filters in panels; bias, relu and mask are those of an `epilogue`.
+    and whose pixels stand `dilation` apart, by filters in panels; bias, relu and mask are those of an `epilogue`. It
+    returns whether all that it computed is finite: if not, `taps` does it once more.
     """
 
     def forward(x, w, spec: ConvSpec, bias=None, relu=False, prepared=None):
         y = workspace.empty((spec.N, spec.OH, spec.OW, spec.O), x.dtype)
         filters = pack(w) if prepared is None else prepared
-        run(nhwc(x), filters, y, (spec.KH, spec.KW), spec.stride, spec.padding, (1, 1), bias=bias, relu=relu)
-        return nchw(y)
+        window = (spec.KH, spec.KW)
+        finite = run(nhwc(x), filters, y, window, spec.stride, spec.padding, (1, 1), bias=bias, relu=relu)
+        return nchw(y) if finite else exact.forward(x, w, spec, bias, relu)
 
     def grad_input(dy, w, spec: ConvSpec, mask=None):
         dx = workspace.empty((spec.N, spec.H, spec.W, spec.C), dy.dtype)
         offset = (spec.KH - 1 - spec.padding[0], spec.KW - 1 - spec.padding[1])
-        run(nhwc(dy), pack_turned(w), dx, (spec.KH, spec.KW), (1, 1), offset, spec.stride, mask=mask)
-        return nchw(dx)
+        finite = run(nhwc(dy), pack_turned(w), dx, (spec.KH, spec.KW), (1, 1), offset, spec.stride, mask=mask)
+        return nchw(dx) if finite else exact.grad_input(dy, w, spec, mask)
 
     return forward, grad_input
 
@@ -368,17 +357,18 @@ def grad_weight(dy, x, spec: ConvSpec):
     if on_gpu(x):
         return _grad_weight_on_gpu(dy, x, spec)
     run, window = spec.KW * spec.C, (spec.KH, spec.KW)
-    dy, x = widened(nhwc(dy)), nhwc(x)
-    dw = workspace.buffer("direct filters", (spec.KH, round_up(run, 2), dy.shape[3]), dy.dtype)
+    dw = workspace.buffer("direct filters", (spec.KH, round_up(run, 2), round_up(spec.O, COLUMNS)), dy.dtype)
     dw[:] = 0
     # dy should stay in the cache, too, while KH rows of the filters meet it, as long as adding to dw costs less
     columns = _band_shape(1, spec.OW, spec.C, spec.stride, window)[1]
-    x_row, dy_row = columns * spec.C * x.itemsize * spec.stride[0], dy[0, 0].nbytes
+    x_row, dy_row = columns * spec.C * x.itemsize * spec.stride[0], spec.OW * dw.shape[2] * dy.itemsize
     rows = _band_rows(spec.OH, x_row + dy_row // threads(), 1)
     rows = max(rows, min(_band_rows(spec.OH, x_row, 1), 2 * dw.nbytes // dy_row))
     band = workspace.buffer("direct bands", _band_shape(rows, spec.OW, spec.C, spec.stride, window), x.dtype)
-    _correlate(x, dy, dw, run, spec.stride, spec.padding, _CHAIN, band, threads())
-    return unpack_gradient(dw, spec)
+    for pixels, upstream, padding in widened_parts(nhwc(x), nhwc(dy), spec):
+        _correlate(pixels, upstream, dw, run, spec.stride, padding, _CHAIN, band, threads())
+    dw = unpack_gradient(dw, spec)
+    return dw if exact.all_finite(dw) else exact.grad_weight(dy, x, spec)
 
 
 def supports(spec: ConvSpec, device: str) -> str | None:

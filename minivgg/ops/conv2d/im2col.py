@@ -24,6 +24,7 @@ import warnings
 from minivgg.backends import cuda, workspace
 from minivgg.backends.array import nchw, nhwc, on_gpu, xp_of
 from minivgg.backends.jit import kernel, prange
+from minivgg.ops.conv2d import taps
 from minivgg.ops.conv2d.spec import EVERY_DTYPE, Algorithm, ConvSpec
 from minivgg.ops.gemm import gemm
 
@@ -147,20 +148,27 @@ def _pixels(first: int, columns) -> slice:
     return slice(first * OW, (first + rows) * OW)
 
 
+def _pads_nothing(spec: ConvSpec) -> bool:
+    """Whether there are no zeros among the columns, which times ∞ would be NaN."""
+    return spec.padding == (0, 0)
+
+
 def forward(x, w, spec: ConvSpec):
     filters = nhwc(w).reshape(spec.O, spec.columns)
     y = xp_of(x).empty((spec.N * spec.OH * spec.OW, spec.O), x.dtype)
     for pixels, columns in _columns_of(x, spec):
         gemm(columns, filters.T, out=y[pixels])
-    return nchw(y.reshape(spec.N, spec.OH, spec.OW, spec.O))
+    y = nchw(y.reshape(spec.N, spec.OH, spec.OW, spec.O))
+    return y if on_gpu(y) or _pads_nothing(spec) or taps.all_finite(y) else taps.forward(x, w, spec)
 
 
 def grad_weight(dy, x, spec: ConvSpec):
-    dy = nhwc(dy).reshape(-1, spec.O)
+    rows = nhwc(dy).reshape(-1, spec.O)
     dw = xp_of(dy).zeros((spec.O, spec.columns), cuda.accumulator(dy.dtype))
     for pixels, columns in _columns_of(x, spec):
-        dw += gemm(dy[pixels].T, columns)
-    return nchw(dw.astype(dy.dtype, copy=False).reshape(spec.O, spec.KH, spec.KW, spec.C))
+        dw += gemm(rows[pixels].T, columns)
+    dw = nchw(dw.astype(dy.dtype, copy=False).reshape(spec.O, spec.KH, spec.KW, spec.C))
+    return dw if on_gpu(dw) or _pads_nothing(spec) or taps.all_finite(dw) else taps.grad_weight(dy, x, spec)
 
 
 def grad_input(dy, w, spec: ConvSpec):

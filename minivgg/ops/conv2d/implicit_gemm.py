@@ -22,8 +22,10 @@ from minivgg.backends import workspace
 from minivgg.backends.array import nhwc, on_gpu
 from minivgg.backends.jit import kernel, njit, prange, threads
 from minivgg.backends.microkernel import COLUMNS, ROWS, product
-from minivgg.ops.conv2d.direct import finish, pack, two_passes
-from minivgg.ops.conv2d.packing import epilogue, unpack_gradient, widened
+from minivgg.backends.simd import LANES
+from minivgg.ops.conv2d import taps
+from minivgg.ops.conv2d.direct import pack, two_passes
+from minivgg.ops.conv2d.packing import epilogue, finish, round_up, unpack_gradient, widened_parts
 from minivgg.ops.conv2d.spec import EVERY_DTYPE, Algorithm, ConvSpec
 from minivgg.ops.conv2d.tiling import filters_on_gpu, forward_on_gpu, grad_input_on_gpu, grad_weight_on_gpu
 
@@ -53,7 +55,7 @@ def _gather(x, first, count, out, window, stride, offset, dilation, panel):
 
 
 @kernel
-def _convolve(x, filters, y, bias, floor, mask, masked, window, stride, offset, dilation, panels, parts):
+def _convolve(x, filters, y, bias, floor, mask, masked, window, stride, offset, dilation, panels, parts, watched):
     """y (N, OH, OW, O): a task is one panel of pixels for one part of the blocks of outputs."""
     N, OH, OW, O = y.shape
     blocks, K, _ = filters.shape
@@ -76,7 +78,10 @@ def _convolve(x, filters, y, bias, floor, mask, masked, window, stride, offset, 
                 product(
                     count, panel, 0, (0, K, 1), filters, block * K * COLUMNS, (0, COLUMNS), sums, 0, COLUMNS, (1, K), 0
                 )
-                finish(count, sums, block * COLUMNS, bias, floor, kept, masked, results, first * O, O)
+                finish(
+                    count, sums, block * COLUMNS, bias, floor, kept, masked, results, first * O, O,
+                    watched, worker * LANES,
+                )  # fmt: skip
 
 
 @kernel
@@ -101,14 +106,15 @@ def _correlate(x, dy, dw, window, stride, padding, out, panel):
             )  # fmt: skip
 
 
-def _run(x, filters, y, window, stride, offset, dilation, bias=None, relu=False, mask=None):
+def _run(x, filters, y, window, stride, offset, dilation, bias=None, relu=False, mask=None) -> bool:
     N, OH, OW, _ = y.shape
     blocks, K, _ = filters.shape
     groups = -(-N * OH * OW // _PIXELS)
     parts = min(blocks, -(-2 * threads() // groups)) if groups < 2 * threads() else 1
     panels = workspace.buffer("implicit gemm panels", (threads(), _PIXELS, K), x.dtype)
-    after = epilogue(y, blocks, bias, relu, mask)
-    _convolve(x, filters, y, *after, window, stride, offset, dilation, panels, parts)
+    after, watched = epilogue(y, blocks, bias, relu, mask), taps.watch(len(panels), x.dtype)
+    _convolve(x, filters, y, *after, window, stride, offset, dilation, panels, parts, watched)
+    return not watched.any()
 
 
 _forward_on_cpu, _grad_input_on_cpu = two_passes(_run)
@@ -125,14 +131,16 @@ def grad_input(dy, w, spec: ConvSpec, mask=None):
 def grad_weight(dy, x, spec: ConvSpec):
     if on_gpu(x):
         return grad_weight_on_gpu(dy, x, spec)
-    dy = widened(nhwc(dy)).reshape(spec.N * spec.OH * spec.OW, -1)
     stretch = -(-spec.columns // 2) * 2  # an odd block of rows reads and writes one more
-    at_once = max(1, min(len(dy), _GATHERED // (stretch * x.itemsize)))
+    at_once = max(1, min(spec.N * spec.OH * spec.OW, _GATHERED // (stretch * x.itemsize)))
     panel = workspace.buffer("implicit gemm panels", (at_once, stretch), x.dtype)
-    dw = workspace.buffer("direct filters", (stretch, dy.shape[1]), dy.dtype)
+    dw = workspace.buffer("direct filters", (stretch, round_up(spec.O, COLUMNS)), dy.dtype)
     dw[:] = 0
-    _correlate(nhwc(x), dy, dw, (spec.KH, spec.KW), spec.stride, spec.padding, (spec.OH, spec.OW), panel)
-    return unpack_gradient(dw.reshape(1, *dw.shape), spec)
+    for pixels, upstream, padding in widened_parts(nhwc(x), nhwc(dy), spec):
+        rows = upstream.reshape(-1, dw.shape[1])
+        _correlate(pixels, rows, dw, (spec.KH, spec.KW), spec.stride, padding, upstream.shape[1:3], panel)
+    dw = unpack_gradient(dw.reshape(1, *dw.shape), spec)
+    return dw if taps.all_finite(dw) else taps.grad_weight(dy, x, spec)
 
 
 def prepare(w):

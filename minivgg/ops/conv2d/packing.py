@@ -4,7 +4,7 @@ import numpy as np
 
 from minivgg.backends import workspace
 from minivgg.backends.array import nchw, nhwc
-from minivgg.backends.jit import kernel, prange
+from minivgg.backends.jit import kernel, njit, prange
 from minivgg.backends.microkernel import COLUMNS
 from minivgg.backends.simd import LANES, traced, transpose
 from minivgg.ops.conv2d.spec import ConvSpec
@@ -34,6 +34,39 @@ def epilogue(y, blocks: int, bias, relu: bool, mask):
         wide[: len(bias)] = bias
     floor = np.array([0 if relu else -np.inf], y.dtype)
     return wide, floor, y if mask is None else nhwc(mask), mask is not None
+
+
+@traced
+def _finish_block(code, rows, sums, bias, bias_at, floor, y, y_at, y_row, watched, watched_at):
+    """y (rows, 32) = max(sums + bias, floor)."""
+    least = floor.broadcast(0)
+    biases = [bias.load(bias_at + j) for j in (0, LANES)]
+    seen = code.variable(watched.load(watched_at))
+    for i in code.loop(rows):
+        for j, b in zip((0, LANES), biases, strict=True):
+            result = sums.load(i * COLUMNS + j) + b
+            seen.value = result * 0 + seen.value
+            y.store(y_at + i * y_row + j, result.at_least(least))
+    watched.store(watched_at, seen.value)
+
+
+@njit(cache=True, inline="always")
+def finish(rows, sums, o, bias, floor, mask, masked, y, at, O, watched, watched_at):
+    """y (rows, O)[:, o : o + 32] = max(sums + bias, floor); if `masked`, 0 unless mask > 0; `watched` as in `taps`.
+
+    y and mask are flat, and what is meant begins at `at`. Written out in place: a call, with five arrays to pass, took
+    nearly as long as one of the first layer's products.
+    """
+    outputs = min(COLUMNS, O - o)
+    if outputs == COLUMNS and not masked:
+        _finish_block(rows, sums, bias, o, floor, y, at + o, O, watched, watched_at)
+        return
+    for i in range(rows):
+        to = at + i * O + o
+        for j in range(outputs):
+            value = sums[i * COLUMNS + j] + bias[o + j]
+            watched[watched_at] += value - value
+            y[to + j] = 0 if masked and not mask[to + j] > 0 else floor[0] if value <= floor[0] else value
 
 
 @traced
@@ -96,14 +129,25 @@ def into_panels(w, panels):
                             panels[block, j, half + i] = w[o + i, j] if o + i < O else 0
 
 
-def widened(dy):
-    """dy (N, OH, OW, O) with outputs up to a multiple of 32, whatever they are; itself if it is one."""
-    O = dy.shape[3]
-    if O % COLUMNS == 0:
-        return dy
-    wide = workspace.buffer("widened upstream", (*dy.shape[:3], round_up(O, COLUMNS)), dy.dtype)
-    wide[..., :O] = dy
-    return wide
+def widened_parts(x, dy, spec: ConvSpec):
+    """Yield (x, dy, padding) of correlations that add up to that of x (N, H, W, C) and dy (N, OH, OW, O), with dy's
+    outputs up to a multiple of 32, whatever they are.
+
+    It is the one of all if that is O, or if so much memory may be used; or else one for some images, or some rows of
+    one image: a padding that is smaller by so many rows of x, and mostly negative, lets them begin further down.
+    """
+    wide = round_up(spec.O, COLUMNS)
+    if wide == spec.O:
+        yield x, dy, spec.padding
+        return
+    rows = max(1, workspace.limit() // (spec.OW * wide * dy.itemsize))
+    images, rows = max(1, rows // spec.OH), min(rows, spec.OH)
+    for n in range(0, spec.N, images):
+        for oh in range(0, spec.OH, rows):
+            part = dy[n : n + images, oh : oh + rows]
+            widened = workspace.buffer("widened upstream", (*part.shape[:3], wide), dy.dtype)
+            widened[..., : spec.O] = part
+            yield x[n : n + images], widened, (spec.padding[0] - oh * spec.stride[0], spec.padding[1])
 
 
 def unpack_gradient(dw, spec: ConvSpec):

@@ -5,6 +5,7 @@ transforms at the speed of the cache it goes through. The constants are those of
 ratio. `minivgg bench conv --tune` measures instead, and keeps what it finds for this machine.
 """
 
+import dataclasses
 import functools
 import json
 import os
@@ -114,7 +115,8 @@ ESTIMATES: dict[str, Callable[..., float]] = {
 
 
 def estimate(name: str, spec: ConvSpec, direction: str, threads: int, prepared: bool = False) -> float:
-    """Seconds that a pass should take; infinite for an algorithm that nothing is known of."""
+    """Seconds that a pass should take, for one image at least; infinite for an algorithm that nothing is known of."""
+    spec = spec if spec.N else dataclasses.replace(spec, N=1)
     return ESTIMATES[name](spec, direction, threads, prepared) if name in ESTIMATES else float("inf")
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from minivgg.ops.windows import output_size, pair
+from minivgg.ops.windows import check_window, output_size
 
 
 @dataclass(frozen=True)
@@ -29,17 +29,18 @@ class ConvSpec:
     OW: int = field(init=False)
 
     def __post_init__(self):
-        kernel = (self.KH, self.KW)
-        OH, OW = output_size("conv2d", (self.H, self.W), kernel, self.stride, self.padding)
-        object.__setattr__(self, "OH", OH)
-        object.__setattr__(self, "OW", OW)
+        kernel, stride, padding = check_window("conv2d", (self.KH, self.KW), self.stride, self.padding)
+        OH, OW = output_size("conv2d", (self.H, self.W), kernel, stride, padding)
+        for name, value in {"stride": stride, "padding": padding, "OH": OH, "OW": OW}.items():
+            object.__setattr__(self, name, value)
 
     @classmethod
     def of(cls, x_shape: tuple, w_shape: tuple, stride=1, padding=0) -> "ConvSpec":
         """The spec of x and w by their shapes. Raises ValueError, with both shapes, where they do not go together."""
-        if len(x_shape) != 4 or len(w_shape) != 4 or 0 in x_shape or 0 in w_shape:
+        if len(x_shape) != 4 or len(w_shape) != 4 or 0 in x_shape[1:] or 0 in w_shape:
             raise ValueError(
-                f"conv2d: expected x (N, C, H, W) and w (O, C, KH, KW), none empty, got x {x_shape} and w {w_shape}"
+                "conv2d: expected x (N, C, H, W) and w (O, C, KH, KW), of which only N may be 0, "
+                f"got x {x_shape} and w {w_shape}"
             )
         if x_shape[1] != w_shape[1]:
             raise ValueError(
@@ -47,7 +48,7 @@ class ConvSpec:
             )
         O, C, KH, KW = w_shape
         N, _, H, W = x_shape
-        return cls(N, C, H, W, O, KH, KW, pair(stride, "stride"), pair(padding, "padding"))
+        return cls(N, C, H, W, O, KH, KW, stride, padding)
 
     @property
     def x_shape(self) -> tuple[int, int, int, int]:
@@ -111,6 +112,7 @@ class Algorithm:
                 the conformance tests allow so much more rounding
     eps         how far a product of two float32 may be off, relative to itself, if not by float32's own 2⁻²³: the
                 conformance tests allow for that, too
+    mixes       the kinds of devices ("cpu", "gpu") on which an infinity or NaN may reach outputs that do not see it
     dtypes      which it takes; float16, whose sums are then in float32, on a GPU alone
     """
 
@@ -125,6 +127,7 @@ class Algorithm:
     prepare: Callable | None = None
     growth: float = 1.0
     eps: float = 2.0**-23
+    mixes: tuple[str, ...] = ()
     dtypes: tuple[str, ...] = ("float32", "float64")
 
     def why_not(self, spec: ConvSpec, device: str, dtype) -> str | None:

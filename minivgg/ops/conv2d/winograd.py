@@ -13,7 +13,8 @@ grad_input is the same convolution, of dy with the filters turned by 180° and (
 correlation with 3×3 outputs, whose filters are the tiles of dy: F(3×3, 4×4), on the same points.
 
 The price is accuracy: values are scaled up and then cancel. F(2×2) is as accurate as the definition, F(4×4) loses half
-a digit (‖err‖/‖ref‖ 1e-6 to 3e-6 in float32 on VGG's layers).
+a digit (‖err‖/‖ref‖ 1e-6 to 3e-6 in float32 on VGG's layers). It is relative to the largest number of a tile, and an
+infinity or NaN would fill its tile with NaNs: on a CPU, `taps` does it again where that was seen.
 
 On a GPU the same is done by winograd.cu, which `winograd_on_gpu` launches.
 
@@ -30,6 +31,7 @@ from minivgg.backends.array import nchw, nhwc, on_gpu
 from minivgg.backends.jit import threads
 from minivgg.backends.microkernel import COLUMNS
 from minivgg.backends.simd import LANES
+from minivgg.ops.conv2d import taps
 from minivgg.ops.conv2d import winograd_kernels as kernels
 from minivgg.ops.conv2d import winograd_on_gpu as gpu
 from minivgg.ops.conv2d.packing import epilogue, round_up, streams
@@ -111,7 +113,8 @@ def _apart(tiles: int) -> int:
     return even + 2 if even % 32 == 0 else even
 
 
-def _convolve(x, U, y, grid, offset, bias=None, relu=False, mask=None):
+def _convolve(x, U, y, grid, offset, bias=None, relu=False, mask=None) -> bool:
+    """Fill y, and say whether all was finite."""
     C, blocks, workers = x.shape[3], U.shape[1], threads()
     T, at_once = _tiling(grid.tiles, blocks, workers)
     P = len(U)
@@ -119,7 +122,9 @@ def _convolve(x, U, y, grid, offset, bias=None, relu=False, mask=None):
     M = workspace.buffer("winograd outputs", (workers, P, T, at_once * COLUMNS + LANES), x.dtype)
     patches = workspace.buffer("winograd patches", (workers, P * max(_stride(C), at_once * COLUMNS)), x.dtype)
     after = epilogue(y, blocks, bias, relu, mask)
-    kernels.convolve(x, U, y, *after, int(streams(y, LANES)), grid, offset, V, M, patches, at_once)
+    watched = taps.watch(workers, x.dtype)
+    kernels.convolve(x, U, y, *after, int(streams(y, LANES)), grid, offset, V, M, patches, at_once, watched)
+    return not watched.any()
 
 
 def _tiles_at_once(tiles: int, tile_bytes: int, gradient_bytes: int) -> int:
@@ -133,8 +138,9 @@ def forward(m, x, w, spec: ConvSpec, bias=None, relu=False, prepared=None, pool=
     halves = 2 if pool else 1
     y = workspace.empty((spec.N, spec.OH // halves, spec.OW // halves, spec.O), x.dtype)
     grid = _grid(m, spec.N, spec.OH, spec.OW, pool)
-    _convolve(nhwc(x), transform(m, w) if prepared is None else prepared, y, grid, spec.padding, bias, relu)
-    return nchw(y)
+    U = transform(m, w) if prepared is None else prepared
+    finite = _convolve(nhwc(x), U, y, grid, spec.padding, bias, relu)
+    return nchw(y) if finite else taps.forward(x, w, spec, bias, relu, pool)
 
 
 def grad_input(m, dy, w, spec: ConvSpec, mask=None):
@@ -143,14 +149,14 @@ def grad_input(m, dy, w, spec: ConvSpec, mask=None):
     dx = workspace.empty((spec.N, spec.H, spec.W, spec.C), dy.dtype)
     offset = (2 - spec.padding[0], 2 - spec.padding[1])
     grid = _grid(m, spec.N, spec.H, spec.W)
-    _convolve(nhwc(dy), transform(m, w, rotated=True), dx, grid, offset, mask=mask)
-    return nchw(dx)
+    finite = _convolve(nhwc(dy), transform(m, w, rotated=True), dx, grid, offset, mask=mask)
+    return nchw(dx) if finite else taps.grad_input(dy, w, spec, mask)
 
 
 def grad_weight(m, dy, x, spec: ConvSpec):
     if on_gpu(x):
         return gpu.grad_weight_on_gpu(m, dy, x, spec)
-    dy, x = nhwc(dy), nhwc(x)
+    given, dy, x = (dy, x), nhwc(dy), nhwc(x)
     grid = _grid(m, spec.N, spec.OH, spec.OW)
     P = (m + 2) ** 2
     c_stride, o_stride, workers = _stride(spec.C), _stride(spec.O), threads()
@@ -162,6 +168,8 @@ def grad_weight(m, dy, x, spec: ConvSpec):
     kernels.correlate(x, dy, grid, spec.padding, V, D, G, patches)
     dw = workspace.empty((spec.O, 3, 3, round_up(spec.C, LANES)), x.dtype)
     kernels.gradient_of_filters(m, G, dw)
+    if not taps.all_finite(dw):
+        return taps.grad_weight(*given, spec)
     return nchw(np.ascontiguousarray(dw[..., : spec.C]))
 
 
@@ -181,6 +189,7 @@ def _row(name: str, m: int, reason: str) -> Algorithm:
         fuses=True,
         pools=True,
         prepare=partial(transform, m),
+        mixes=("gpu",),
         growth=max(growth(m, 3), growth(3, m)),
     )
 

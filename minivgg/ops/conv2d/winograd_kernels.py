@@ -68,22 +68,30 @@ def _largest(vectors):
 def _transform_to_output(matrix, masked=False, pooled=False):
     """As `_transform`, and then in the same registers max(y + bias, floor); or, if `masked`, y where mask > 0.
 
-    If `pooled`, the largest of each 2×2 outputs is all that is stored.
+    If `pooled`, the largest of each 2×2 outputs is all that is stored. The 16 numbers of `watched` from `watched_at` on
+    see what there was before that: see `taps`.
     """
     n = len(matrix[0])
 
-    def transform(code, x, x_at, x_strides, y, y_at, y_strides, vectors, bias, bias_at, floor, mask, streamed):
+    def transform(
+        code, x, x_at, x_strides, y, y_at, y_strides, vectors, bias, bias_at, floor, mask, streamed, watched, watched_at
+    ):
         least = floor.broadcast(0)
+        seen = code.variable(watched.load(watched_at))
         for v in code.loop(vectors):
             at = x_at + v * LANES
             tile = [[x.load(at + x_strides[0] * i + x_strides[1] * j) for j in range(n)] for i in range(n)]
             b = bias.load(bias_at + v * LANES)
             results = sandwich(matrix, tile)
+            for row in results:
+                for vector in row:
+                    seen.value = vector * 0 + seen.value
             for i, row in enumerate(_largest_of_squares(results) if pooled else results):
                 for j, vector in enumerate(row):
                     to = y_at + y_strides[0] * i + y_strides[1] * j + v * LANES
                     result = vector.where_positive(mask.load(to)) if masked else (vector + b).at_least(least)
                     y.store_or_stream(to, result, streamed)
+        watched.store(watched_at, seen.value)
 
     return traced(transform)
 
@@ -172,23 +180,28 @@ def _load_tiles(x, upstream, grid, first, count, offset, V, v_at, tiles, stride,
 
 
 @njit(cache=True, inline="always")
-def _transform_back(m, pooled, masked, M, at, planes, y, to, strides, vectors, bias, o, floor, mask, streamed):
+def _transform_back(
+    m, pooled, masked, M, at, planes, y, to, strides, vectors, bias, o, floor, mask, streamed, watched, watched_at
+):
     if pooled and m == 4:
-        _pooled4(M, at, planes, y, to, strides, vectors, bias, o, floor, mask, streamed)
+        _pooled4(M, at, planes, y, to, strides, vectors, bias, o, floor, mask, streamed, watched, watched_at)
     elif pooled:
-        _pooled2(M, at, planes, y, to, strides, vectors, bias, o, floor, mask, streamed)
+        _pooled2(M, at, planes, y, to, strides, vectors, bias, o, floor, mask, streamed, watched, watched_at)
     elif masked and m == 4:
-        _masked4(M, at, planes, y, to, strides, vectors, bias, o, floor, mask, streamed)
+        _masked4(M, at, planes, y, to, strides, vectors, bias, o, floor, mask, streamed, watched, watched_at)
     elif masked:
-        _masked2(M, at, planes, y, to, strides, vectors, bias, o, floor, mask, streamed)
+        _masked2(M, at, planes, y, to, strides, vectors, bias, o, floor, mask, streamed, watched, watched_at)
     elif m == 4:
-        _output4(M, at, planes, y, to, strides, vectors, bias, o, floor, mask, streamed)
+        _output4(M, at, planes, y, to, strides, vectors, bias, o, floor, mask, streamed, watched, watched_at)
     else:
-        _output2(M, at, planes, y, to, strides, vectors, bias, o, floor, mask, streamed)
+        _output2(M, at, planes, y, to, strides, vectors, bias, o, floor, mask, streamed, watched, watched_at)
 
 
 @njit(cache=True)
-def _store_tiles(M, m_at, tiles, stride, grid, first, count, y, o, outputs, bias, floor, mask, masked, streamed, patch):
+def _store_tiles(
+    M, m_at, tiles, stride, grid, first, count, y, o, outputs, bias, floor, mask, masked, streamed, patch,
+    watched, watched_at,
+):  # fmt: skip
     """The tiles' way back: from M (P, tiles, stride) to the outputs o … o + outputs of y (N, OH, OW, O).
 
     If the grid is pooled, so is y, and what a tile leaves in it is half as high and wide.
@@ -205,11 +218,15 @@ def _store_tiles(M, m_at, tiles, stride, grid, first, count, y, o, outputs, bias
         if outputs % LANES == 0 and h + size <= OH and w + size <= OW:
             to, strides = ((n * OH + h) * OW + w) * O + o, (OW * O, O)
             _transform_back(
-                m, grid.pooled, masked, M, at, planes, flat, to, strides, vectors, bias, o, floor, mask, streamed
-            )
+                m, grid.pooled, masked, M, at, planes, flat, to, strides, vectors, bias, o, floor, mask, streamed,
+                watched, watched_at,
+            )  # fmt: skip
         else:
             strides = (size * vectors * LANES, vectors * LANES)
-            _transform_back(m, grid.pooled, False, M, at, planes, patch, 0, strides, vectors, bias, o, floor, mask, 0)
+            _transform_back(
+                m, grid.pooled, False, M, at, planes, patch, 0, strides, vectors, bias, o, floor, mask, 0,
+                watched, watched_at,
+            )  # fmt: skip
             _empty_patch(patch, size, strides, y, n, h, w, o, outputs, mask, masked)
 
 
@@ -228,11 +245,11 @@ def _empty_patch(patch, size, strides, y, n, top, left, o, outputs, mask, masked
 
 
 @kernel
-def convolve(x, U, y, bias, floor, mask, masked, streamed, grid, offset, V, M, patches, blocks_at_once):
+def convolve(x, U, y, bias, floor, mask, masked, streamed, grid, offset, V, M, patches, blocks_at_once, watched):
     """y (N, OH, OW, O) = the convolution of x (N, H, W, C) by its transformed filters U, pooled if the grid says so.
 
     A task is some tiles for some blocks of outputs: transform, P products, transform back, all in the same thread and,
-    if the sizes are well chosen, in its second-level cache. V, M and patches hold a workplace for each worker.
+    if the sizes are well chosen, in its second-level cache. V, M, patches and `watched` hold a place for each worker.
     """
     C, O = x.shape[3], y.shape[3]
     workers, P, T, v_stride = V.shape
@@ -270,8 +287,9 @@ def convolve(x, U, y, bias, floor, mask, masked, streamed, grid, offset, V, M, p
                 )  # fmt: skip
             o, outputs = block * COLUMNS, min(O, last * COLUMNS) - block * COLUMNS
             _store_tiles(
-                M, m_at, T, m_stride, grid, first, count, y, o, outputs, bias, floor, mask, masked, streamed, patch
-            )
+                M, m_at, T, m_stride, grid, first, count, y, o, outputs, bias, floor, mask, masked, streamed, patch,
+                watched, worker * LANES,
+            )  # fmt: skip
 
 
 @kernel
