@@ -13,11 +13,14 @@ VGG = ConvSpec.of((1, 3, 5, 6), (4, 3, 3, 3), 1, 1)
 
 
 def refuses(device, dtype, algorithm, why):
-    """`conv2d_forward` does, and names the algorithm: im2col, where "auto" finds no other."""
+    """`conv2d_forward` does, and names the algorithm, or what to write where none takes that dtype."""
     x, w = (to(np.ones(shape, dtype), device) for shape in (VGG.x_shape, VGG.w_shape))
-    named = "im2col" if algorithm == "auto" else algorithm
-    with pytest.raises(ValueError, match=re.escape(f'conv2d: algorithm "{named}" cannot do {VGG}: {why}')):
+    said = why if why.startswith("x is") else f'algorithm "{algorithm}" cannot do {VGG}: {why}'
+    with pytest.raises(ValueError, match=re.escape(f"conv2d: {said}")):
         conv2d_forward(x, w, padding=1, algorithm=algorithm)
+
+
+TAKEN = "not float32 or float64, or float16 on a GPU: write x.astype(np.float32)"
 
 
 def test_who_takes_float16():
@@ -35,19 +38,19 @@ def test_who_does_not_take_it_says_so(algorithm):
 
 @pytest.mark.parametrize("algorithm", ["auto", *algorithms_on("cpu")])
 def test_a_cpu_refuses_it(algorithm):
-    refuses("cpu", np.float16, algorithm, "on a CPU its arrays are float32 or float64, not float16")
+    refuses("cpu", np.float16, algorithm, f"x is of dtype float16, {TAKEN}")
 
 
 def test_tensor_cores_for_float16_take_nothing_else():
     for dtype in (np.float32, np.float64):
         refuses("sim", dtype, "fp16", f"on a GPU its arrays are float16, not {np.dtype(dtype)}")
-    for dtype in (np.float16, np.float32):
+    for dtype in (np.float32, np.float64):
         refuses("cpu", dtype, "fp16", "it runs on a GPU's tensor cores, which a CPU does not have")
 
 
 def test_integers_are_refused():
-    refuses("sim", np.int64, "naive", "on a GPU its arrays are float16 or float32 or float64, not int64")
-    refuses("cpu", np.int64, "auto", "on a CPU its arrays are float32 or float64, not int64")
+    refuses("sim", np.int64, "naive", f"x is of dtype int64, {TAKEN}")
+    refuses("cpu", np.int64, "auto", f"x is of dtype int64, {TAKEN}")
 
 
 @pytest.mark.parametrize("direction", ["forward", "grad_input", "grad_weight"])

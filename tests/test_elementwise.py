@@ -1,9 +1,12 @@
 """ReLU, sigmoid, dropout and flatten, against formulas, SciPy, and a slow Philox with its published answers."""
 
+import re
+
 import numpy as np
 import pytest
 from scipy.special import expit
 
+from minivgg.errors import BadInput
 from minivgg.ops.dropout import dropout_backward, dropout_forward, philox
 from minivgg.ops.flatten import flatten_backward, flatten_forward
 from minivgg.ops.relu import relu_backward, relu_forward
@@ -151,15 +154,24 @@ def test_dropout_next_to_one_drops_everything(dtype):
     assert not dropout_forward(np.ones(1000, dtype), 1 - 1e-12)[0].any()
 
 
+@pytest.mark.parametrize("p", [1, 1.0])
+def test_dropout_of_all_is_zero_both_ways(p, dtype, laid_out):
+    x = laid_out(np.array([np.nan, np.inf, -np.inf, 0, 1, -1, 1e30, 2], dtype).reshape(1, 2, 2, 2))
+    y, cache = dropout_forward(x, p)
+    for answer in y, dropout_backward(x, cache):
+        assert answer.dtype == dtype
+        np.testing.assert_array_equal(answer, np.zeros((1, 2, 2, 2)))
+
+
 def test_dropped_infinities_and_nans_are_zero():
     x = np.array([np.nan, np.inf] * 500)
     y, _ = dropout_forward(x, 0.5)
     np.testing.assert_array_equal(y, np.where(slow_mask(1000, 0.5, 0, 0), x, 0))
 
 
-@pytest.mark.parametrize("p", [1, 1.5, -0.1, float("nan")])
+@pytest.mark.parametrize("p", [1.5, -0.1, float("nan"), "half"])
 def test_dropout_refuses(p):
-    with pytest.raises(ValueError, match=rf"p must be in \[0, 1\), got {p}"):
+    with pytest.raises(BadInput, match=re.escape(f"dropout: p = {p!r}: should be a number, at least 0 and at most 1")):
         dropout_forward(np.ones(3), p)
 
 

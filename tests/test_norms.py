@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from minivgg.errors import BadInput
 from minivgg.ops.batchnorm import batchnorm_backward, batchnorm_forward, running_average
 from minivgg.ops.lrn import lrn_backward, lrn_forward
 from minivgg.testing import Case, Op, check_op, oracles
@@ -162,14 +163,16 @@ def test_refuses_parameters_of_another_size(name):
     refuses_batchnorm(f"x (2, 3, 4, 5) needs {name} of shape (3,), got (2,)", **{name: np.ones(2)})
 
 
-@pytest.mark.parametrize("shape", [(3,), (2, 3, 4), (2, 3, 4, 5, 6), (0, 3, 4, 5), (0, 3)])
+@pytest.mark.parametrize("shape", [(3,), (2, 3, 4), (2, 3, 4, 5, 6), (2, 0, 4, 5), (2, 0)])
 def test_batchnorm_refuses_other_shapes(shape):
-    refuses_batchnorm(f"expected a non-empty x (N, C, H, W) or (N, C), got {shape}", x=shape)
+    refuses_batchnorm(f"x (N, C, H, W) or (N, C), of which only N may be 0, got {shape}", x=shape)
 
 
-@pytest.mark.parametrize("shape", [(1, 3), (1, 3, 1, 1)])
-def test_refuses_statistics_of_one_value(shape):
-    refuses_batchnorm(f"x {shape} has one value a channel, which has no variance", x=shape)
+@pytest.mark.parametrize(
+    ("shape", "count"), [((1, 3), "one"), ((1, 3, 1, 1), "one"), ((0, 3), "no"), ((0, 3, 4, 5), "no")]
+)
+def test_refuses_statistics_of_one_value(shape, count):
+    refuses_batchnorm(f"x {shape} has {count} value a channel, which has no variance", x=shape)
 
 
 @pytest.mark.parametrize("name", ["mean", "var"])
@@ -219,16 +222,33 @@ def test_lrn_of_one_pixel_more_than_a_block():
     np.testing.assert_array_equal(dx[last], alone)
 
 
-@pytest.mark.parametrize("shape", [(3, 4), (2, 3, 4), (0, 3, 4, 5)])
+@pytest.mark.parametrize("shape", [(3, 4), (2, 3, 4), (2, 3, 0, 5)])
 def test_lrn_refuses_what_is_no_batch_of_images(shape):
-    with pytest.raises(ValueError, match=re.escape(f"lrn: expected a non-empty (N, C, H, W) array, got shape {shape}")):
+    with pytest.raises(
+        ValueError, match=re.escape("lrn: expected an (N, C, H, W) array, of which only N may be 0, got")
+    ):
         lrn_forward(np.zeros(shape))
 
 
-@pytest.mark.parametrize(("size", "k"), [(0, 1.0), (5, 0.0), (5, -1.0)])
-def test_lrn_refuses_senseless_windows(size, k):
-    with pytest.raises(ValueError, match=f"size must be at least 1 and k positive, got size {size} and k {k}"):
-        lrn_forward(np.zeros((1, 2, 3, 4)), size, k=k)
+@pytest.mark.parametrize(
+    ("option", "range"),
+    [
+        ({"size": 0}, "size = 0: should be a whole number, at least 1"),
+        ({"size": 2.5}, "size = 2.5: should be a whole number, at least 1"),
+        ({"k": 0.0}, "k = 0.0: should be a number, above 0"),
+        ({"k": -1.0}, "k = -1.0: should be a number, above 0"),
+        ({"alpha": -1e-4}, "alpha = -0.0001: should be a number, at least 0"),
+        ({"beta": np.inf}, "beta = inf: should be a number, at least 0"),
+    ],
+)
+def test_lrn_refuses_senseless_options(option, range):
+    with pytest.raises(BadInput, match=re.escape(f"lrn: {range}")):
+        lrn_forward(np.zeros((1, 2, 3, 4)), **option)
+
+
+@pytest.mark.parametrize("eps", [-1, np.nan, np.inf, "small"])
+def test_batchnorm_refuses_a_senseless_eps(eps):
+    refuses_batchnorm(f"batchnorm: eps = {eps!r}: should be a number, at least 0", eps=eps)
 
 
 def test_running_average_is_of_batches():

@@ -14,7 +14,7 @@ from minivgg.ops.softmax_cross_entropy import (
     softmax_cross_entropy_forward,
     softmax_forward,
 )
-from minivgg.testing import check_op
+from minivgg.testing import check_op, oracles
 
 LABELS = np.array([2, 0, 3, 2])
 
@@ -137,9 +137,39 @@ def test_refuses_labels_that_are_no_integers(kind):
     refuses(f"got scores (4, 5) and labels (4,) {np.dtype(kind)}", labels=LABELS.astype(kind))
 
 
-@pytest.mark.parametrize("label_smoothing", [-0.1, 1, float("nan")])
+@pytest.mark.parametrize("label_smoothing", [-0.1, 1.01, float("nan"), "much"])
 def test_refuses_senseless_smoothing(label_smoothing):
-    refuses(f"label_smoothing must be in [0, 1), got {label_smoothing}", label_smoothing=label_smoothing)
+    refuses(f"label_smoothing = {label_smoothing!r}: should be a number, at least 0", label_smoothing=label_smoothing)
+
+
+def test_smoothed_all_the_way_every_class_counts_the_same(dtype):
+    scores = np.array([[3.0, 3, 3, 3], [0, 1, 2, 5]], dtype)
+    labels = np.array([1, 3])
+    loss, _ = softmax_cross_entropy_forward(scores[:1], labels[:1], 1.0)
+    np.testing.assert_allclose(loss, np.log(4), rtol=2 * np.finfo(dtype).eps)
+    loss, cache = softmax_cross_entropy_forward(scores, labels, label_smoothing=1)
+    np.testing.assert_allclose(loss, oracles.softmax_cross_entropy(scores.astype(float), labels, 1.0), rtol=1e-6)
+    p = oracles.softmax(scores.astype(float))
+    np.testing.assert_allclose(softmax_cross_entropy_backward(1, cache), (p - 0.25) / 2, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("dloss", [None, "1", 1j, [1]])
+def test_refuses_an_upstream_gradient_that_is_no_number(dloss):
+    _, cache = softmax_cross_entropy_forward(np.zeros((4, 5)), LABELS)
+    with pytest.raises(ValueError, match="dloss must be a real number, got"):
+        softmax_cross_entropy_backward(dloss, cache)
+
+
+@pytest.mark.parametrize("labels", [[0, 1, 2, 3], None])
+def test_refuses_labels_that_are_no_array(labels):
+    with pytest.raises(ValueError, match=f"got scores .4, 5. and labels {type(labels).__name__}"):
+        softmax_cross_entropy_forward(np.zeros((4, 5)), labels)
+
+
+@pytest.mark.parametrize("shape", [(3,), (3, 0), (2, 3, 4)])
+def test_softmax_refuses_what_are_no_rows_of_scores(shape):
+    with pytest.raises(ValueError, match=re.escape(f"(N, K), of which only N may be 0, got shape {shape}")):
+        softmax_forward(np.zeros(shape))
 
 
 def test_class_ruled_out_by_minus_infinity_costs_nothing(dtype):

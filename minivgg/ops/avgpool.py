@@ -10,7 +10,7 @@ import numpy as np
 from minivgg.backends import cuda
 from minivgg.backends.array import constant_on, empty_on, nchw, nhwc, on_gpu
 from minivgg.backends.jit import kernel, prange
-from minivgg.ops.windows import check_gradient, check_nchw, output_size, pair
+from minivgg.ops.windows import check_gradient, check_nchw, check_window, output_size, pair
 
 
 class AvgPoolCache(NamedTuple):
@@ -87,11 +87,8 @@ def avgpool2d_forward(x, kernel_size, stride=None, padding=0, count_include_pad=
 
     Cost: N·C·OH·OW·KH·KW additions. Raises ValueError if a window does not fit, or could lie in the padding alone.
     """
-    check_nchw("avgpool2d", x)
-    window, padding = pair(kernel_size, "kernel_size"), pair(padding, "padding")
-    stride = window if stride is None else pair(stride, "stride")
-    if padding[0] > window[0] // 2 or padding[1] > window[1] // 2:
-        raise ValueError(f"avgpool2d: padding {padding} must be at most half the window {window}")
+    check_nchw("avgpool2d", x, halves=True)
+    window, stride, padding = check_window("avgpool2d", kernel_size, stride, padding, pools=True)
     size = x.shape[2:]
     bounds = []
     for s, o, k, t, p in zip(
@@ -113,11 +110,9 @@ def adaptive_avgpool2d_forward(x, output_size):
     Window i of OH covers rows ⌊i·H/OH⌋ to ⌈(i+1)·H/OH⌉ (PyTorch's rule), so windows may overlap by a row, and an
     output larger than the input repeats pixels. Backward is `avgpool2d_backward`. Cost: about N·C·H·W additions.
     """
-    check_nchw("adaptive_avgpool2d", x)
+    check_nchw("adaptive_avgpool2d", x, halves=True)
     bounds = []
-    for s, o in zip(x.shape[2:], pair(output_size, "output_size"), strict=True):
-        if o < 1:
-            raise ValueError(f"adaptive_avgpool2d: output_size must be at least 1, got {output_size}")
+    for s, o in zip(x.shape[2:], pair(output_size, "adaptive_avgpool2d: output_size", 1), strict=True):
         i = np.arange(o)
         bounds.append(np.stack([i * s // o, -(-(i + 1) * s // o)]))
     rows, cols = bounds

@@ -3,6 +3,7 @@
 Source: Ioffe & Szegedy, Batch Normalization (ICML 2015), algorithm 1 and the gradients of §3.
 """
 
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -10,8 +11,9 @@ import numpy as np
 from minivgg.backends.array import empty_like, xp_of
 from minivgg.backends.cuda import twin
 from minivgg.backends.jit import kernel, prange
+from minivgg.errors import check_range
 from minivgg.ops.channels import as_rows, block_rows, block_sums, from_rows
-from minivgg.ops.windows import check_gradient
+from minivgg.ops.windows import check_array, check_arrays, check_gradient
 
 
 class BatchNormCache(NamedTuple):
@@ -99,21 +101,24 @@ def batchnorm_forward(x, weight, bias, *, mean=None, var=None, eps=1e-5):
     written once. Raises ValueError for an x or parameters of another shape, half of the statistics, or
     statistics over a single value a channel.
     """
-    if x.ndim not in (2, 4) or 0 in x.shape:
-        raise ValueError(f"batchnorm: expected a non-empty x (N, C, H, W) or (N, C), got {x.shape}")
+    check_arrays("batchnorm", x=x, weight=weight, bias=bias)
+    if x.ndim not in (2, 4) or 0 in x.shape[1:]:
+        raise ValueError(f"batchnorm: expected an x (N, C, H, W) or (N, C), of which only N may be 0, got {x.shape}")
     C = x.shape[1]
     for name, value in {"weight": weight, "bias": bias, "mean": mean, "var": var}.items():
-        if value is not None and value.shape != (C,):
-            raise ValueError(f"batchnorm: x {x.shape} needs {name} of shape ({C},), got {value.shape}")
+        if value is not None:
+            check_array("batchnorm", name, value)
+            if value.shape != (C,):
+                raise ValueError(f"batchnorm: x {x.shape} needs {name} of shape ({C},), got {value.shape}")
+    check_range("batchnorm: eps", eps, 0, math.inf)
     if (mean is None) != (var is None):
         raise ValueError("batchnorm: mean and var go together; give both, or neither to take those of the batch")
     rows = as_rows(x)
     from_batch = mean is None
     if from_batch:
-        if len(rows) == 1:
-            raise ValueError(
-                f"batchnorm: x {x.shape} has one value a channel, which has no variance; use a larger batch"
-            )
+        if len(rows) < 2:
+            count = "one value" if len(rows) else "no value"
+            raise ValueError(f"batchnorm: x {x.shape} has {count} a channel, which has no variance; use a larger batch")
         mean, var = _moments(rows)
     mean, var = mean.astype(np.float64, copy=False), var.astype(np.float64, copy=False)
     y = empty_like(rows)

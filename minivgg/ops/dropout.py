@@ -15,7 +15,8 @@ import numpy as np
 from minivgg.backends.array import device_of, empty_like, memory_run, on_gpu, xp_of
 from minivgg.backends.cuda import twin
 from minivgg.backends.jit import kernel, njit, prange
-from minivgg.ops.windows import check_gradient
+from minivgg.errors import check_range
+from minivgg.ops.windows import check_array, check_gradient
 
 _LOW = np.uint64(0xFFFFFFFF)
 _32 = np.uint64(32)
@@ -113,7 +114,7 @@ def _masked(x, p: float, seed: int, call):
     y = empty_like(x)
     channels_last = x.ndim == 4 and not x.flags.c_contiguous
     C, P = (x.shape[1], x.shape[2] * x.shape[3]) if channels_last else (1, 1)
-    threshold, scale = np.uint64(round(p * 2**32)), x.dtype.type(1 / (1 - p))
+    threshold, scale = np.uint64(round(p * 2**32)), x.dtype.type(1 / (1 - p) if p < 1 else 0)
     _apply(memory_run(x), memory_run(y), C, P, np.uint64(seed), call, threshold, scale)
     return y
 
@@ -121,13 +122,14 @@ def _masked(x, p: float, seed: int, call):
 def dropout_forward(x, p=0.5, *, seed=0, call=0):
     """y = x / (1 − p) with probability 1 − p, else 0, for each element by itself: the expectation of y is x.
 
-    x of any shape, 0 ≤ p < 1. `seed` (64 bits) names the generator, `call` (64 bits) the mask: count it up each time.
-    On a GPU, `call` may be an array there of one uint64, which stays as it is until the backward.
+    x of any shape, 0 ≤ p ≤ 1; with p = 1 nothing is left, and y and its gradient are zero. `seed` (64 bits) names the
+    generator, `call` (64 bits) the mask: count it up each time. On a GPU, `call` may be an array there of one uint64,
+    which stays as it is until the backward.
 
     Cost: ten rounds of integer arithmetic for each element; no mask is kept. Raises ValueError out of range.
     """
-    if not 0 <= p < 1:
-        raise ValueError(f"dropout: p must be in [0, 1), got {p}")
+    check_array("dropout", "x", x)
+    check_range("dropout: p", p, 0, 1)
     if not (0 <= seed < 2**64 and (on_gpu(call) or 0 <= call < 2**64)):
         raise ValueError(f"dropout: seed and call must be in [0, 2⁶⁴), got {seed} and {call}")
     if on_gpu(call):

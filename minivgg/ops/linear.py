@@ -23,9 +23,9 @@ def linear_forward(x, w, b=None):
     Cost: 2·N·F·O FLOP. Below a batch of some dozens the time is that of reading w once. Raises ValueError, with the
     shapes or dtypes, where they do not go together.
     """
+    check_parameters("linear", x, w, b)
     if x.ndim != 2 or w.ndim != 2 or x.shape[1] != w.shape[1]:
         raise ValueError(f"linear: expected x (N, F) and w (O, F) with the same F, got x {x.shape} and w {w.shape}")
-    check_parameters("linear", x, w, b, len(w))
     y = gemm(x, w.T)
     if b is not None:
         y += b

@@ -4,6 +4,7 @@ AlexNet's, which VGG tried (A-LRN) and dropped. Source: Krizhevsky et al. 2012, 
 """
 
 import functools
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -11,6 +12,7 @@ import numpy as np
 from minivgg.backends import cuda
 from minivgg.backends.array import empty_like, on_gpu
 from minivgg.backends.jit import kernel, njit, prange
+from minivgg.errors import check_range
 from minivgg.ops.channels import as_rows, from_rows
 from minivgg.ops.windows import check_gradient, check_nchw
 
@@ -96,15 +98,23 @@ def _backward_on_gpu(dy, x, dx, size, alpha, beta, k):
     launch("take_in").over_pixels(*x.shape, shares, x, dx, size, alpha, beta)
 
 
+def check_lrn(op: str, size, alpha, beta, k) -> None:
+    """Raise BadInput, with the option and its range, unless the denominator is a positive number for every input."""
+    check_range(f"{op}: size", size, 1, math.inf, integer=True)
+    check_range(f"{op}: alpha", alpha, 0, math.inf)
+    check_range(f"{op}: beta", beta, 0, math.inf)
+    check_range(f"{op}: k", k, 0, math.inf, low_open=True)
+
+
 def lrn_forward(x, size=5, alpha=1e-4, beta=0.75, k=1.0):
     """y[c] = x[c] · (k + alpha/size · Σ x[i]²)^−beta, i over the `size` channels c − size//2, …, at every pixel.
 
     x (N, C, H, W) → y of the same shape, channels last. PyTorch's convention: alpha is divided by size (the paper's
     alpha = 1e-4 with n = 5 is alpha = 5e-4 here; the paper's k is 2). Cost: N·H·W·C·size multiply-adds and a power.
+    Raises ValueError for what are no images, BadInput for an option out of range (see `check_lrn`).
     """
     check_nchw("lrn", x)
-    if size < 1 or not k > 0:
-        raise ValueError(f"lrn: size must be at least 1 and k positive, got size {size} and k {k}")
+    check_lrn("lrn", size, alpha, beta, k)
     rows = as_rows(x)
     y = empty_like(rows)
     _forward(rows, y, size, *map(x.dtype.type, (alpha, beta, k)))

@@ -11,7 +11,7 @@ import numpy as np
 from minivgg.backends import cuda
 from minivgg.backends.array import empty_on, nchw, nhwc, on_gpu
 from minivgg.backends.jit import kernel, njit, prange
-from minivgg.ops.windows import check_gradient, check_nchw, output_size, pair
+from minivgg.ops.windows import check_gradient, check_nchw, check_window, output_size
 
 
 class MaxPoolCache(NamedTuple):
@@ -156,11 +156,8 @@ def maxpool2d_forward(x, kernel_size, stride=None, padding=0, *, ceil_mode=False
     which is all that the cache keeps, are written. Raises ValueError if a window does not fit, or could lie in the
     padding alone.
     """
-    check_nchw("maxpool2d", x)
-    window, padding = pair(kernel_size, "kernel_size"), pair(padding, "padding")
-    stride = window if stride is None else pair(stride, "stride")
-    if padding[0] > window[0] // 2 or padding[1] > window[1] // 2:
-        raise ValueError(f"maxpool2d: padding {padding} must be at most half the window {window}")
+    check_nchw("maxpool2d", x, halves=True)
+    window, stride, padding = check_window("maxpool2d", kernel_size, stride, padding, pools=True)
     N, C, H, W = x.shape
     OH, OW = output_size("maxpool2d", (H, W), window, stride, padding, ceil_mode)
     empty = empty_on(x)

@@ -1,12 +1,14 @@
 """From scores to probabilities to a loss. Scores are shifted by their maximum first, so that nothing overflows."""
 
+from numbers import Real
 from typing import NamedTuple
 
 import numpy as np
 
 from minivgg.backends.array import on_gpu, xp_of
 from minivgg.backends.cuda import THREADS, kernel
-from minivgg.ops.windows import check_gradient
+from minivgg.errors import check_range
+from minivgg.ops.windows import check_array, check_gradient
 
 
 class CrossEntropyCache(NamedTuple):
@@ -18,6 +20,9 @@ class CrossEntropyCache(NamedTuple):
 
 def softmax_forward(x):
     """y[n, k] = eˣ[n, k] / Σⱼ eˣ[n, j]: x (N, K) scores → probabilities, rows summing to 1; the cache is y."""
+    check_array("softmax", "x", x)
+    if x.ndim != 2 or x.shape[1] == 0:
+        raise ValueError(f"softmax: expected scores x (N, K), of which only N may be 0, got shape {x.shape}")
     if on_gpu(x):
         y = _row_by_row_on_gpu("softmax_forward", x)
     else:
@@ -44,14 +49,16 @@ def softmax_cross_entropy_forward(scores, labels, label_smoothing=0.0):
     Raises ValueError for labels of another shape or out of range, naming the first; on a GPU, where that look at the
     values would make the host wait, a label out of range makes the loss a NaN.
     """
-    if scores.ndim != 2 or 0 in scores.shape or labels.shape != scores.shape[:1] or labels.dtype.kind not in "iu":
+    check_array("softmax_cross_entropy", "scores", scores)
+    shape, dtype = getattr(labels, "shape", type(labels).__name__), getattr(labels, "dtype", "")
+    integers = getattr(dtype, "kind", "") in ("i", "u")
+    if scores.ndim != 2 or 0 in scores.shape or shape != scores.shape[:1] or not integers:
         raise ValueError(
             "softmax_cross_entropy: expected scores (N, K), not empty, and integer labels (N,), "
-            f"got scores {scores.shape} and labels {labels.shape} {labels.dtype}"
+            f"got scores {scores.shape} and labels {shape} {dtype}"
         )
     N, K = scores.shape
-    if not 0 <= label_smoothing < 1:
-        raise ValueError(f"softmax_cross_entropy: label_smoothing must be in [0, 1), got {label_smoothing}")
+    check_range("softmax_cross_entropy: label_smoothing", label_smoothing, 0, 1)
     if on_gpu(scores):
         return _cross_entropy_on_gpu(scores, labels, label_smoothing)
     wrong = np.flatnonzero((labels < 0) | (labels >= K))
@@ -72,6 +79,8 @@ def softmax_cross_entropy_backward(dloss, cache: CrossEntropyCache):
     """dscores (N, K) = dloss/N · (softmax(scores) − target); `dloss` is a scalar, 1 where backward begins."""
     if getattr(dloss, "ndim", 0):
         raise ValueError(f"softmax_cross_entropy_backward: dloss must be a scalar, got shape {dloss.shape}")
+    if not (isinstance(dloss, Real) or getattr(getattr(dloss, "dtype", None), "kind", "") in ("f", "i", "u")):
+        raise ValueError(f"softmax_cross_entropy_backward: dloss must be a real number, got {dloss!r}")
     probabilities, targets = cache
     if on_gpu(probabilities):
         return _cross_entropy_backward_on_gpu(dloss, probabilities, targets)
