@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from minivgg.errors import BadInput
 from minivgg.layers import (
     AdaptiveAvgPool2d,
     BatchNorm2d,
@@ -171,7 +172,7 @@ def test_repr_is_what_one_would_type(layer, text):
 
 
 def test_mistakes_are_told():
-    with pytest.raises(ValueError, match=r"p must be in \[0, 1\), got 1"):
-        Dropout(1)
+    with pytest.raises(BadInput, match=r"Dropout: p = 2: should be a number, at least 0 and at most 1"):
+        Dropout(2)
     with pytest.raises(ValueError, match=r"Linear takes \(N, 6\), got \(2, 5\)"):
         Linear(6, 4).output_shape((2, 5))

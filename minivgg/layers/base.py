@@ -6,6 +6,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from minivgg.backends.array import device_of, ordered_like, to, to_cpu
+from minivgg.ops.windows import check_dtype
 
 
 class Param:
@@ -144,7 +145,9 @@ class Layer:
             mine[...] = to(given[name], device_of(mine))
 
     def astype(self, dtype) -> "Layer":
-        """This layer with all parameters and buffers turned to `dtype`, gradients forgotten."""
+        """This layer with all parameters and buffers turned to `dtype`, gradients forgotten. Raises BadInput for one
+        that no op computes in."""
+        dtype = check_dtype(type(self).__name__, dtype)
         self.zero_grad()
         for owner, key in self._arrays().values():
             setattr(owner, key, getattr(owner, key).astype(dtype))

@@ -1,10 +1,11 @@
 """Layers made of layers: one after another (`Sequential`), side by side (`Concat`), or beside the way (`Auxiliary`)."""
 
 import itertools
+import math
 from collections.abc import Iterator
 
 from minivgg.backends.array import nchw, nhwc, on_gpu, xp_of
-from minivgg.errors import BadInput
+from minivgg.errors import BadInput, check_range
 from minivgg.layers import dense, fusion
 from minivgg.layers.base import Layer, nothing_kept
 from minivgg.ops.softmax_cross_entropy import softmax_cross_entropy_backward, softmax_cross_entropy_forward
@@ -19,7 +20,31 @@ class _Container(Layer):
 
     def __init__(self, *layers):
         named = layers[0] if len(layers) == 1 and isinstance(layers[0], dict) else dict(enumerate(layers))
-        self._children = {str(name): layer for name, layer in named.items()}
+        self._children = {str(name): self._checked(str(name), layer) for name, layer in named.items()}
+        if len({id(layer) for layer in self._children.values()}) < len(named):
+            raise BadInput(f"{type(self).__name__}: one layer stands twice, but has one cache: write layer.twin()")
+
+    def _checked(self, name: str, layer) -> Layer:
+        if not isinstance(layer, Layer):
+            raise BadInput(f"{type(self).__name__}: {name} is {layer!r}, not a layer, such as ReLU()")
+        return layer
+
+    def _ask(self, method, *arguments, **options):
+        """What a method of a layer inside this one gives; its errors say which layer: `features.3 (Conv2d): …`."""
+        try:
+            return method(*arguments, **options)
+        except (ValueError, MemoryError) as error:
+            layer = getattr(method, "__self__", None)
+            path, kind, said = getattr(error, "place", ("", type(layer).__name__, str(error)))
+            names = [name for name, child in self._children.items() if child is layer]
+            place = ".".join([*names, path]).rstrip("."), kind, said
+            text = f"{place[0]} ({kind}): {said}"
+            if isinstance(error, MemoryError):  # NumPy's makes its text anew
+                error = MemoryError(text)
+                error.place = place
+                raise error from None
+            error.place, error.args = place, (text,)
+            raise
 
     def children(self):
         return self._children
@@ -32,7 +57,7 @@ class _Container(Layer):
         name = list(self._children)[key] if isinstance(key, int) else key
         if name not in self._children:
             raise KeyError(f"{type(self).__name__} has no layer {name!r} to replace")
-        self._children[name] = layer
+        self._children[name] = self._checked(name, layer)
 
     def twin(self):
         twin = super().twin()
@@ -53,7 +78,8 @@ class _Container(Layer):
 
     def __repr__(self) -> str:
         """A table: name, layer, parameters."""
-        rows = [(name, repr(layer), layer.parameter_count()) for name, layer in self.walk() if not layer.children()]
+        leaves = [(name, layer) for name, layer in self.walk() if name and not layer.children()]
+        rows = [(name, repr(layer), layer.parameter_count()) for name, layer in leaves]
         rows.append((type(self).__name__, "", self.parameter_count()))
         widths = [max(len(row[i]) for row in rows) for i in (0, 1)]
         return "\n".join(
@@ -81,13 +107,13 @@ class Sequential(_Container):
     def forward(self, x, train=False, *, keep=None):
         steps = self.steps(train if keep is None else keep)
         for layer, options in steps:
-            x = layer.forward(x, train, keep=keep, **options)
+            x = self._ask(layer.forward, x, train, keep=keep, **options)
         self._ran = [layer for layer, _ in steps]
         return x
 
     def backward(self, dy, *, need_dx=True):
         for i, layer in reversed(list(enumerate(self._ran or self))):
-            dy = layer.backward(dy, need_dx=need_dx or i > 0)
+            dy = self._ask(layer.backward, dy, need_dx=need_dx or i > 0)
         return dy
 
     def freeze(self):
@@ -144,26 +170,31 @@ class Sequential(_Container):
 
     def output_shape(self, shape):
         for layer in self:
-            shape = layer.output_shape(shape)
+            shape = self._ask(layer.output_shape, shape)
         return shape
 
 
 class Concat(_Container):
     """Branches side by side: each sees the same x, and their outputs (N, C_i, H, W) are joined along the channels."""
 
+    def __init__(self, *layers):
+        super().__init__(*layers)
+        if not len(self):
+            raise BadInput("Concat: no branches: should be one or more")
+
     def forward(self, x, train=False, *, keep=None):
-        ys = [branch.forward(x, train, keep=keep) for branch in self]
+        ys = [self._ask(branch.forward, x, train, keep=keep) for branch in self]
         self.output_shape_of([y.shape for y in ys])
         self._splits = list(itertools.accumulate(y.shape[1] for y in ys[:-1]))
         return nchw(xp_of(x).concatenate([nhwc(y) for y in ys], axis=3))
 
     def backward(self, dy, *, need_dx=True):
         parts = xp_of(dy).split(dy, getattr(self, "_splits", [1] * (len(self) - 1)), axis=1)
-        dxs = [branch.backward(part, need_dx=need_dx) for branch, part in zip(self, parts, strict=True)]
+        dxs = [self._ask(branch.backward, part, need_dx=need_dx) for branch, part in zip(self, parts, strict=True)]
         return sum(dxs[1:], start=dxs[0]) if need_dx else None
 
     def output_shape(self, shape):
-        return self.output_shape_of([branch.output_shape(shape) for branch in self])
+        return self.output_shape_of([self._ask(branch.output_shape, shape) for branch in self])
 
     def freeze(self):
         """A copy for inference alone, of frozen branches."""
@@ -191,7 +222,7 @@ class Auxiliary(Sequential):
 
     def __init__(self, *layers, share: float = 0.3):
         super().__init__(*layers)
-        self.share = share
+        self.share = check_range("Auxiliary: share", share, 0, math.inf)
 
     def forward(self, x, train=False, *, keep=None):
         keep = train if keep is None else keep

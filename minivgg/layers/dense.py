@@ -46,7 +46,7 @@ def _convolution(linear: Linear, size: tuple[int, int]) -> Conv2d:
     """The convolution of `size` that computes what `linear` does: (O, C·KH·KW) is (O, C, KH, KW) in memory, too."""
     O, F = linear.weight.data.shape
     KH, KW = size
-    layer = Conv2d(0, 0, size)
+    layer = Conv2d(1, 1, size)  # whose weights are replaced at once
     layer.weight = Param(linear.weight.data.reshape(O, F // (KH * KW), KH, KW))
     layer.bias = linear.bias
     return layer

@@ -6,18 +6,26 @@ import numpy as np
 
 from minivgg.backends.array import constant_on, nchw
 from minivgg.backends.graph import DeviceScalar, between
+from minivgg.errors import BadInput, check_range
 from minivgg.layers.base import Layer, Param
 from minivgg.ops.avgpool import adaptive_avgpool2d_forward, avgpool2d_backward, avgpool2d_forward
 from minivgg.ops.batchnorm import batchnorm_backward, batchnorm_forward, running_average
-from minivgg.ops.conv2d import ConvSpec, conv2d_backward, conv2d_forward
+from minivgg.ops.conv2d import ConvSpec, check_algorithm, conv2d_backward, conv2d_forward
 from minivgg.ops.dropout import dropout_backward, dropout_forward
 from minivgg.ops.flatten import flatten_backward, flatten_forward
 from minivgg.ops.linear import linear_backward, linear_forward
-from minivgg.ops.lrn import lrn_backward, lrn_forward
+from minivgg.ops.lrn import check_lrn, lrn_backward, lrn_forward
 from minivgg.ops.maxpool import maxpool2d_backward, maxpool2d_forward
 from minivgg.ops.relu import relu_backward, relu_forward
 from minivgg.ops.sigmoid import sigmoid_backward, sigmoid_forward
-from minivgg.ops.windows import check_gradient, output_size, pair
+from minivgg.ops.windows import check_array, check_dtype, check_gradient, check_window, output_size, pair
+
+
+def _check_made(layer: Layer, dtype, **counts) -> None:
+    """Raise BadInput, naming the layer, unless each of `counts` is 1 or more, and parameters can be of `dtype`."""
+    check_dtype(type(layer).__name__, dtype)
+    for name, count in counts.items():
+        check_range(f"{type(layer).__name__}: {name}", count, 1, math.inf, integer=True)
 
 
 def _short(size: tuple[int, int]) -> str:
@@ -35,7 +43,8 @@ def _window(layer, stride: tuple[int, int]) -> str:
 
 class Conv2d(Layer):
     """Convolution; see `ops.conv2d.conv2d_forward`. Weights (O, C, KH, KW) and biases (O,) start at zero: initialise
-    them with `minivgg.models.initialise`. `algorithm` is a rung of the ladder, or "auto"."""
+    them with `minivgg.models.initialise`. `algorithm` is a rung of the ladder, or "auto"; on a CPU all of them put what
+    is not finite where the definition does. Raises BadInput for an option out of range, as all layers do when made."""
 
     def __init__(
         self,
@@ -49,8 +58,10 @@ class Conv2d(Layer):
         algorithm="auto",
         dtype=np.float32,
     ):
-        self.kernel_size, self.stride = pair(kernel_size, "kernel_size"), pair(stride, "stride")
-        self.padding, self.algorithm = pair(padding, "padding"), algorithm
+        _check_made(self, dtype, in_channels=in_channels, out_channels=out_channels)
+        check_algorithm(algorithm)
+        self.kernel_size, self.stride, self.padding = check_window("Conv2d", kernel_size, stride, padding)
+        self.algorithm = algorithm
         self.weight = Param(nchw(np.zeros((out_channels, *self.kernel_size, in_channels), dtype)))  # channels last
         self.bias = Param(np.zeros(out_channels, dtype)) if bias else None
         self._prepared = None  # once frozen, the filters as the algorithms want them
@@ -105,6 +116,7 @@ class Linear(Layer):
     """y = x·wᵀ + b, weights (O, F) and biases (O,), which start at zero: see `minivgg.models.initialise`."""
 
     def __init__(self, in_features, out_features, bias=True, *, dtype=np.float32):
+        _check_made(self, dtype, in_features=in_features, out_features=out_features)
         self.weight = Param(np.zeros((out_features, in_features), dtype))
         self.bias = Param(np.zeros(out_features, dtype)) if bias else None
 
@@ -135,7 +147,9 @@ class BatchNorm2d(Layer):
     buffers = ("running_mean", "running_var")
 
     def __init__(self, num_features, eps=1e-5, momentum=0.1, *, dtype=np.float32):
-        self.eps, self.momentum = eps, momentum
+        _check_made(self, dtype, num_features=num_features)
+        self.eps = check_range("BatchNorm2d: eps", eps, 0, math.inf)
+        self.momentum = check_range("BatchNorm2d: momentum", momentum, 0, 1)
         self.weight, self.bias = Param(np.ones(num_features, dtype)), Param(np.zeros(num_features, dtype))
         self.running_mean, self.running_var = np.zeros(num_features, dtype), np.ones(num_features, dtype)
 
@@ -167,8 +181,8 @@ class _Pool(Layer):
     ceil_mode = False
 
     def __init__(self, kernel_size, stride=None, padding=0):
-        self.kernel_size, self.padding = pair(kernel_size, "kernel_size"), pair(padding, "padding")
-        self.stride = self.kernel_size if stride is None else pair(stride, "stride")
+        window = check_window(type(self).__name__, kernel_size, stride, padding, pools=True)
+        self.kernel_size, self.stride, self.padding = window
 
     def output_shape(self, shape):
         N, C, H, W = shape
@@ -209,7 +223,7 @@ class AdaptiveAvgPool2d(Layer):
     """Means over as many windows as the output has pixels: any image size in, one size out."""
 
     def __init__(self, output_size):
-        self.output_size = pair(output_size, "output_size")
+        self.output_size = pair(output_size, "AdaptiveAvgPool2d: output_size", 1)
 
     def _forward(self, x, train):
         return adaptive_avgpool2d_forward(x, self.output_size)
@@ -252,9 +266,8 @@ class Dropout(Layer):
     only_in_training = True
 
     def __init__(self, p=0.5, *, seed=0):
-        if not 0 <= p < 1:
-            raise ValueError(f"Dropout: p must be in [0, 1), got {p}")
-        self.p, self.seed, self.calls = p, seed, 0
+        self.p, self.seed, self.calls = check_range("Dropout: p", p, 0, 1), seed, 0
+        check_range("Dropout: seed", seed, 0, 2**64 - 1, integer=True)
         self._call = DeviceScalar()  # `calls`, for kernels to read
 
     def _forward(self, x, train):
@@ -286,9 +299,17 @@ class ChannelAffine(Layer):
     """
 
     def __init__(self, scale, shift):
+        self.scale, self.shift = tuple(scale), tuple(shift)
+        if len(self.scale) != len(self.shift) or not self.scale:
+            counts = f"{len(self.scale)} and {len(self.shift)}"
+            raise BadInput(f"ChannelAffine: scale and shift have {counts} numbers: should be one a channel each")
+        for what, values in {"scale": self.scale, "shift": self.shift}.items():
+            for value in values:
+                check_range(f"ChannelAffine: {what}", value, -math.inf, math.inf)
         self.scale, self.shift = tuple(map(float, scale)), tuple(map(float, shift))
 
     def _forward(self, x, train):
+        check_array("ChannelAffine", "x", x, halves=True)
         if x.ndim != 4 or x.shape[1] != len(self.scale):
             raise ValueError(f"ChannelAffine takes (N, {len(self.scale)}, H, W), got {x.shape}")
         return x * self._per_channel(self.scale, x) + self._per_channel(self.shift, x), (x.shape, x.dtype)
@@ -309,6 +330,7 @@ class LocalResponseNorm(Layer):
     """Each value divided by a power of its neighbours' energy across channels; see `ops.lrn`."""
 
     def __init__(self, size=5, alpha=1e-4, beta=0.75, k=1.0):
+        check_lrn("LocalResponseNorm", size, alpha, beta, k)
         self.size, self.alpha, self.beta, self.k = size, alpha, beta, k
 
     def _forward(self, x, train):
