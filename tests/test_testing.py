@@ -54,7 +54,7 @@ def test_formulas_know_nothing_of_the_ops():
 def test_a_report_lists_all_rules():
     report = check_op("sigmoid")
     assert report.ok
-    assert str(report).splitlines()[0] == "sigmoid keeps all 15 rules"
+    assert str(report).splitlines()[0] == "sigmoid keeps all 18 rules"
     assert "✓ dtype in is dtype out (6 trials)" in str(report)
     assert "✓ gradients are adjoint to forward (does not apply)" in str(report)
 
@@ -159,6 +159,20 @@ def failing(dy, cache):
     raise ZeroDivisionError("deep inside")
 
 
+def in_its_own_dtype(x):
+    y = np.empty_like(x)  # of integers, if x is
+    y[...] = np.maximum(x / 1.5, 0) * x.dtype.type(1.5)
+    return y, y
+
+
+def over_the_batch(x):
+    return np.maximum(x, 0) * (len(x) // len(x)), x
+
+
+def by_a_mask(x):
+    return x * (x > 0), x
+
+
 def changed(change):
     """ReLU's backward, and then something else."""
     return lambda dy, cache: change(relu_backward(dy, cache), dy)
@@ -184,6 +198,19 @@ MISTAKES = {
     "adds a constant": (relu_forward, changed(lambda dx, dy: dx + dx.dtype.type(1)), "dy = 0 gives 0", "zero where dy"),
     "takes any dy": (relu_forward, generous, REFUSED, "dy of another shape that broadcasts: (3, 4, 5, 1) float32"),
     "does not say what it refuses": (relu_forward, grumpy, REFUSED, "“no”"),
+    "rounds integers": (
+        in_its_own_dtype,
+        relu_backward,
+        "integers and foreign bytes are refused, or taken for what they are",
+        "x of dtype int64",
+    ),
+    "divides by N": (over_the_batch, relu_backward, "no images give none, or are refused", "ZeroDivisionError"),
+    "multiplies infinities by 0": (
+        by_a_mask,
+        relu_backward,
+        "what is not finite stays where the formula puts it",
+        "an x of -inf",
+    ),
     "is another function": (leaky, leaky_backward, "forward computes what the formula says", "y by the formula"),
     "loses digits": (in_half_precision, relu_backward, "float32 gives what float64 gives", "rounding explains"),
     "is half": (
@@ -231,7 +258,7 @@ def test_only_what_is_wrong_is_told():
     assert "and 3 more of 4 trials" in str(result)
     assert not result.gradient.ok  # its picture shows where
     assert result.error is None
-    assert str(report).startswith("relu breaks 1 of 15 rules\n✓ there is one gradient")
+    assert str(report).startswith("relu breaks 1 of 18 rules\n✓ there is one gradient")
 
 
 def test_an_exception_keeps_its_traceback():

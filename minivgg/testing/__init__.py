@@ -10,7 +10,7 @@
 
     check_op((relu_forward, relu_backward), "relu")
 
-Silence means that some fifteen rules hold on all cases of a table, in float32 and float64 (and on a GPU in float16,
+Silence means that some eighteen rules hold on all cases of a table, in float32 and float64 (and on a GPU in float16,
 where an op takes it), in every memory order: that forward computes what a formula says, gradients are slopes, nothing
 is written over, a second run gives the same bits, and so on. Otherwise there is an AssertionError that says which rule
 is broken on which arguments, what was expected and found, and where to look next. With `raise_on_failure=False` the
@@ -22,8 +22,8 @@ result is a report on all rules.
 
 The tables are `CASES` (op → cases), `LAYERS` and `GEOMETRIES`: a new op gets everything from one row.
 
-To read the rooms in order: `arrays`, `oracles` and `cases` (on what), `rules` (what must hold), `report` and `suite`
-(how it is told), `layers` and `convolutions` (what else must hold of those).
+To read the rooms in order: `arrays`, `oracles` and `cases` (on what), `trials` and `rules` (what must hold), `report`
+and `suite` (how it is told), `layers` and `convolutions` (what else must hold of those).
 """
 
 from minivgg.testing.arrays import devices

@@ -8,11 +8,12 @@ import numpy as np
 from minivgg.backends.array import kind_of, to_cpu
 from minivgg.backends.cuda import accumulator
 from minivgg.ops.conv2d import ALGORITHMS, Algorithm, check_algorithm, naive
-from minivgg.testing.arrays import workspace_of
+from minivgg.testing.arrays import put, workspace_of
 from minivgg.testing.cases import GEOMETRIES, Case, Op, conv_case, spec_of
 from minivgg.testing.report import Broken, Report
-from minivgg.testing.rules import RULES, Trial, agree, refuses_foreign_dy, rule
+from minivgg.testing.rules import POLITE, RULES
 from minivgg.testing.suite import hold
+from minivgg.testing.trials import Trial, agree, rule
 
 
 def check_conv(
@@ -138,4 +139,31 @@ def says_why_not(trial):
             raise Broken("None or a text", repr(why), where=f'supports(spec, "{device}")')
 
 
-CONV_RULES = [says_why_not, *(rule for rule in RULES if rule is not refuses_foreign_dy), matches_naive, works_in_chunks]
+@rule(
+    "what is not finite stays where the seven loops put it",
+    "Pixels that an output does not see must not enter its sum: ∞ − ∞ is NaN. An algorithm that mixes those of a tile "
+    "may look at its results, and turn to minivgg.ops.conv2d.taps where they are not finite, or say that it `mixes`.",
+    lambda trial: kind_of(trial.device) not in trial.op.algorithm.mixes,
+)
+def contains_what_is_not_finite(trial):
+    spec, (_, bounds) = spec_of(trial.case), by_naive(trial)
+    x, w, dy = (np.array(to_cpu(a)) for a in (*trial.arguments(), trial.upstream()))
+    for value in (np.inf, -np.inf, np.nan):
+        x.reshape(-1)[x.size // 2] = dy.reshape(-1)[dy.size // 2] = value
+        found = trial.run((put(x, trial.device), put(w, trial.device)), put(dy, trial.device))
+        wide = x.astype(np.float64), w.astype(np.float64), dy.astype(np.float64)
+        expected = {"y": naive.forward(*wide[:2], spec), "dx": naive.grad_input(wide[2], wide[1], spec)}
+        if kind_of(trial.device) == "gpu":  # tensor cores multiply what is left of ∞ once a half is taken: NaN
+            found, expected = (
+                {k: np.where(np.isfinite(a), a, np.nan) for k, a in d.items()} for d in (found, expected)
+            )
+        agree(found, expected, "by the seven loops", tolerance=bounds, where=f"an x and a dy of {value}")
+
+
+CONV_RULES = [
+    says_why_not,
+    *(rule for rule in RULES if rule not in POLITE),  # which is for what stands above an algorithm
+    matches_naive,
+    works_in_chunks,
+    contains_what_is_not_finite,
+]

@@ -11,8 +11,9 @@ from minivgg.gradcheck import check
 from minivgg.layers import Layer
 from minivgg.testing.cases import EVERYWHERE, LAYERS, Case, Op
 from minivgg.testing.report import Broken, Report
-from minivgg.testing.rules import RULES, Trial, agree, copies, rule, slopes
+from minivgg.testing.rules import RULES, slopes
 from minivgg.testing.suite import hold
+from minivgg.testing.trials import Trial, agree, copies, rule
 
 
 def check_layer(

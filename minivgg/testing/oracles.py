@@ -23,7 +23,8 @@ def linear(x, w, b=0.0):
 
 
 def softmax(x):
-    return np.exp(x) / np.exp(x).sum(axis=1, keepdims=True)
+    e = np.exp(x - x.max(axis=1, keepdims=True))
+    return e / e.sum(axis=1, keepdims=True)
 
 
 def softmax_cross_entropy(scores, labels, label_smoothing=0.0):

@@ -1,130 +1,14 @@
-"""What must hold of any op: a dozen rules, each a function of a `Trial` that raises `Broken` where it does not.
-
-A tolerance is measured, not guessed: the op is run in float64 on arguments that are changed by a few units in the last
-place of the dtype in question. What that does to its answers is what rounding may do to them.
-"""
+"""What must hold of any op: rules, each a function of a `Trial` that raises `Broken` where it does not."""
 
 import re
-from collections.abc import Callable
-from dataclasses import dataclass
-from functools import cached_property
 
 import numba
 import numpy as np
 
 from minivgg.backends.array import to_cpu, xp_of
-from minivgg.testing.arrays import MEMORY_ORDERS, laid_out, put, stirred, threads
-from minivgg.testing.cases import Case, Op
+from minivgg.testing.arrays import MEMORY_ORDERS, put, threads
 from minivgg.testing.report import Broken
-
-
-@dataclass(frozen=True)
-class Trial:
-    """One op, on one case, in one dtype, on one device."""
-
-    op: Op
-    case: Case
-    dtype: np.dtype
-    device: str
-
-    def __str__(self) -> str:
-        named = (f"{n} {s}" for n, s in zip(self.op.arguments(self.case), self.case.shapes, strict=True))
-        options = repr(Case(**self.case.options))
-        return ", ".join([*named, *([options] if options else []), str(self.dtype), self.device])
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """What answers are called: "y", "dx", …"""
-        return "y", *(f"d{name}" for name in self.op.arguments(self.case))
-
-    @cached_property
-    def options(self) -> dict:
-        return {key: put(value, self.device) for key, value in self.case.options.items()}
-
-    def arguments(self, *, seed: int = 0, order: str = "C order") -> tuple:
-        """The arrays, drawn anew on each call: nobody spoils them for somebody else."""
-        rng = np.random.default_rng(seed)
-        arrays = (self.case.draw(rng, shape, self.dtype) for shape in self.case.shapes)
-        return tuple(laid_out(put(a, self.device), order) for a in arrays)
-
-    @cached_property
-    def y_shape(self) -> tuple:
-        return np.shape(self.op.call(self.arguments(), self.options)[0])
-
-    def upstream(self, *, seed: int = 1, order: str = "C order"):
-        """dy, random and signed; a number where y is one."""
-        dy = self.case.draw(np.random.default_rng(seed), self.y_shape, self.dtype)
-        return laid_out(put(dy, self.device), order)[()]
-
-    def raw(self, arguments: tuple | None = None, dy=None) -> dict:
-        """One pass each way: the very arrays that the op returned, by name."""
-        y, backward = self.op.call(self.arguments() if arguments is None else arguments, self.options)
-        gradients = backward(self.upstream() if dy is None else dy)
-        if len(gradients) != len(self.case.shapes):
-            raise Broken(f"a gradient for each of {', '.join(self.names[1:])}", f"{len(gradients)} gradients")
-        return dict(zip(self.names, (y, *gradients), strict=True))
-
-    def run(self, arguments: tuple | None = None, dy=None) -> dict[str, np.ndarray]:
-        """The same as copies in main memory."""
-        return copies(self.raw(arguments, dy))
-
-    def in_float64(self, eps: float = 0.0, seed: int = 2) -> dict[str, np.ndarray]:
-        """The op's answers to the same arguments in float64, stirred by some units of eps."""
-        rng = np.random.default_rng(seed)
-        arrays = (to_cpu(a).astype(np.float64) for a in (*self.arguments(), self.upstream()))
-        *arguments, dy = (put(stirred(a, eps, rng), self.device) for a in arrays)
-        return self.run(tuple(arguments), dy[()])
-
-    @cached_property
-    def rounding(self) -> dict[str, float]:
-        """How far rounding in this dtype may carry an element of each answer."""
-        eps, exact = self.op.eps(self.dtype), self.in_float64()
-        draws = [self.in_float64(eps, seed) for seed in range(4)]
-        changes = {name: max(_largest(draw[name] - a) for draw in draws) for name, a in exact.items()}
-        return {name: 4 * changes[name] + 8 * eps * _largest(a) for name, a in exact.items()}
-
-
-def copies(answers: dict) -> dict[str, np.ndarray]:
-    """Copies in main memory."""
-    return {name: np.array(to_cpu(a)) for name, a in answers.items()}
-
-
-def _largest(a) -> float:
-    return float(np.max(np.abs(a), initial=0))
-
-
-def agree(found: dict, expected: dict, why: str, *, tolerance: dict | None = None, where: str = "") -> None:
-    """Raise `Broken` unless each array of `expected` is in `found`: to the last bit, or within a tolerance by name."""
-    for name, e in expected.items():
-        f, allowed = found[name], 0.0 if tolerance is None else tolerance[name]
-        if np.shape(f) != np.shape(e):
-            raise Broken(f"{name} {why}: {np.shape(e)}", f"{name} {np.shape(f)}", where=where)
-        with np.errstate(invalid="ignore"):
-            off = ~((np.abs(f - e) <= allowed) | (f == e) | (np.isnan(f) & np.isnan(e)))
-        if off.any():
-            at = np.unravel_index(np.argmax(np.where(off, np.nan_to_num(np.abs(f - e), nan=np.inf), -1)), np.shape(e))
-            place = f"[{', '.join(map(str, at))}]" if at else ""
-            limit = f", where rounding explains {allowed:.2g}" if tolerance else ""
-            raise Broken(
-                f"{name} {why}",
-                f"{name}{place} = {f[at]:.9g}, not {e[at]:.9g}; {off.sum()} of {off.size} elements differ{limit}",
-                where=where,
-            )
-
-
-@dataclass(frozen=True)
-class Rule:
-    """A promise in words, where to look when it is broken, the function that tries it, and on which trials."""
-
-    title: str
-    advice: str
-    holds: Callable[[Trial], None]
-    applies: Callable[[Trial], bool]
-
-
-def rule(title: str, advice: str, applies: Callable[[Trial], bool] = lambda trial: True):
-    """Make a `Rule` of a function."""
-    return lambda function: Rule(title, advice, function, applies)
+from minivgg.testing.trials import agree, copies, rule
 
 
 @rule(
@@ -360,6 +244,64 @@ def slopes(trial):
         raise Broken("backward that agrees with differences of forward", str(report), gradient=report)
 
 
+# ---- Edges ----
+
+
+@rule(
+    "integers and foreign bytes are refused, or taken for what they are",
+    "Begin forward with minivgg.ops.windows.check_array(name, 'x', x), or raise a ValueError that says what to write. "
+    "np.empty_like(x) of integers rounds what is written to it, and compiled code may read foreign bytes as its own.",
+    lambda trial: trial.dtype == np.float32 and trial.device == "cpu",
+)
+def refuses_foreign_numbers(trial):
+    arrays = tuple(np.round(4 * abs(a)) for a in trial.arguments())
+    expected = {"y": trial.in_float64_on(arrays)}
+    allowed = {"y": 256 * trial.rounding["y"]}  # numbers are 4 times as large, and products of up to four of them
+    for i, name in enumerate(trial.op.arguments(trial.case)):
+        for kind in ("int64", "uint8", ">f4"):
+            foreign = (*arrays[:i], arrays[i].astype(kind), *arrays[i + 1 :])
+            try:
+                y, _ = trial.op.call(foreign, trial.options)
+            except ValueError:
+                continue
+            agree({"y": y}, expected, "what floats give", tolerance=allowed, where=f"{name} of dtype {kind}")
+
+
+@rule(
+    "no images give none, or are refused",
+    "With N = 0 y has no rows, the gradient of x is as empty as x, and a sum over the batch is zero. Where there is no "
+    "right answer (a mean over the batch), raise a ValueError. Look for a division by N, and for reshape(N, -1).",
+)
+def takes_an_empty_batch(trial):
+    x, *others = trial.arguments()
+    try:
+        y, backward = trial.op.call((x[:0], *others), trial.options)
+    except ValueError:
+        return
+    if np.shape(y)[:1] != (0,):
+        raise Broken("y without rows", f"y {np.shape(y)}")
+    gradients = copies(dict(zip(trial.names[1:], backward(xp_of(x).zeros(y.shape, y.dtype)), strict=True)))
+    agree(gradients, {name: 0 * to_cpu(a) for name, a in zip(gradients, (x[:0], *others), strict=True)}, "of nothing")
+
+
+@rule(
+    "what is not finite stays where the formula puts it",
+    "0 · ∞ and ∞ − ∞ are NaN: look for a multiplication by a mask, and for sums of what the formula keeps apart.",
+    lambda trial: trial.op.oracle is not None and trial.y_shape != (),
+)
+def contains_what_is_not_finite(trial):
+    for value in (np.inf, -np.inf, np.nan):
+        arrays = [np.array(to_cpu(a)) for a in trial.arguments()]
+        arrays[0].reshape(-1)[arrays[0].size // 2] = value
+        with np.errstate(all="ignore"):
+            y = trial.op.oracle(*(a.astype(np.float64) for a in arrays), **trial.case.options)
+            found = to_cpu(trial.op.call(tuple(put(a, trial.device) for a in arrays), trial.options)[0])
+        agree({"y": found}, {"y": np.asarray(y)}, "by the formula", tolerance=trial.rounding, where=f"an x of {value}")
+
+
+# What a good op does besides; a learner's ten lines need not.
+POLITE = [refuses_foreign_dy, refuses_foreign_numbers, takes_an_empty_batch, contains_what_is_not_finite]
+
 RULES = [
     shapes,
     dtypes,
@@ -377,4 +319,7 @@ RULES = [
     like_float64,
     adjoint,
     slopes,
+    refuses_foreign_numbers,
+    takes_an_empty_batch,
+    contains_what_is_not_finite,
 ]

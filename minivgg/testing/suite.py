@@ -10,7 +10,8 @@ from minivgg.testing.arrays import devices as present
 from minivgg.testing.arrays import threads
 from minivgg.testing.cases import CASES, Case, Op
 from minivgg.testing.report import Report, Result
-from minivgg.testing.rules import RULES, Rule, Trial, shapes
+from minivgg.testing.rules import RULES, shapes
+from minivgg.testing.trials import Rule, Trial
 
 DTYPES = tuple(map(np.dtype, (np.float32, np.float64, np.float16)))
 
