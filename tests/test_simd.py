@@ -80,6 +80,20 @@ def test_a_nan_passes_a_floor_and_hides_from_a_mask():
     assert (y[7 * LANES : 8 * LANES] == 0).all()  # where_positive, with a NaN for a mask
 
 
+def test_a_floor_of_zero_leaves_no_negative_zero():
+    @traced
+    def relu(code, x, floor):
+        x.store(0, x.load(0).at_least(floor.broadcast(0)))
+
+    @njit
+    def call(x, floor):
+        relu(x, floor)
+
+    x = np.full(LANES, -0.0, np.float32)
+    call(x, np.zeros(1, np.float32))
+    assert not np.signbit(x).any()
+
+
 def test_streamed_stores_arrive():
     @traced
     def copy(code, x, y):
