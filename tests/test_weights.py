@@ -242,12 +242,12 @@ def test_save_is_atomic_and_torchvisions(name, tmp_path, monkeypatch):
     weights.load(twin, path)
     assert_state(twin, random_state(model))
 
-    def full(arrays, file, metadata):
+    def full(file, arrays, metadata):
         file.write_bytes(b"half")
         raise OSError(28, "No space left on device")
 
     before = path.read_bytes()
-    monkeypatch.setattr("minivgg.weights.loading.save_file", full)
+    monkeypatch.setattr("minivgg.weights.loading.write_safetensors", full)
     with pytest.raises(OSError, match="No space"):
         weights.save(model_of(name), path)
     assert path.read_bytes() == before

@@ -7,10 +7,9 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 import numpy as np
-from safetensors.numpy import save_file
 
 from minivgg.errors import BadInput
-from minivgg.files import atomically
+from minivgg.files import atomically, write_safetensors
 from minivgg.layers import BatchNorm2d, Layer
 from minivgg.weights import formats, preprocessing, torch_files
 from minivgg.weights.checkpoints import ANOTHER
@@ -147,7 +146,7 @@ def writer(path: Path) -> Callable[[Path, dict[str, np.ndarray]], None]:
 
 
 def _write_safetensors(path: Path, arrays: dict[str, np.ndarray]) -> None:
-    save_file(arrays, path, metadata={"format": "pt"})
+    write_safetensors(path, arrays, {"format": "pt"})
 
 
 def _write_npz(path: Path, arrays: dict[str, np.ndarray]) -> None:

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from minivgg.errors import BadInput
+from minivgg.files import little_endian
 from minivgg.weights import checkpoints, pickle_machine
 from minivgg.weights.entries import Entry, decode, itemsize, read_values
 from minivgg.weights.pickle_machine import MAX_PICKLE, STORAGES, Storage, Tensor
@@ -117,7 +118,7 @@ def write_zip(path: Path, arrays: dict[str, np.ndarray]) -> None:
         storage = b"(" + _plain("storage") + kinds[array.dtype.name] + _plain(str(i), "cpu", array.size) + b"tQ"
         view = _plain(0, array.shape, strides) + b"\x89" + empty_dict  # which requires no gradient, and has no hooks
         code += [_plain(name), rebuild, b"(", storage, view, b"tR"]
-        files[f"data/{i}"] = np.ascontiguousarray(array, array.dtype.newbyteorder("<")).reshape(-1).view(np.uint8)
+        files[f"data/{i}"] = little_endian(array)
     members = {"data.pkl": b"".join([*code, b"u."]), "byteorder": b"little", **files, "version": b"3\n"}
     with zipfile.ZipFile(path, "w") as archive:
         for name, data in members.items():
