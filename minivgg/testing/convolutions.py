@@ -13,7 +13,7 @@ from minivgg.testing.cases import GEOMETRIES, Case, Op, conv_case, spec_of
 from minivgg.testing.report import Broken, Report
 from minivgg.testing.rules import POLITE, RULES
 from minivgg.testing.suite import hold
-from minivgg.testing.trials import Trial, agree, rule
+from minivgg.testing.trials import Trial, agree, quiet, rule
 
 
 def check_conv(
@@ -145,6 +145,7 @@ def says_why_not(trial):
     "may look at its results, and turn to minivgg.ops.conv2d.taps where they are not finite, or say that it `mixes`.",
     lambda trial: kind_of(trial.device) not in trial.op.algorithm.mixes,
 )
+@quiet()
 def contains_what_is_not_finite(trial):
     spec, (_, bounds) = spec_of(trial.case), by_naive(trial)
     x, w, dy = (np.array(to_cpu(a)) for a in (*trial.arguments(), trial.upstream()))

@@ -4,7 +4,9 @@ A tolerance is measured, not guessed: the op is run in float64 on arguments that
 place of the dtype in question. What that does to its answers is what rounding may do to them.
 """
 
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -84,6 +86,14 @@ class Trial:
         draws = [self.in_float64(eps, seed) for seed in range(4)]
         changes = {name: max(_largest(draw[name] - a) for draw in draws) for name, a in exact.items()}
         return {name: 4 * changes[name] + 8 * eps * _largest(a) for name, a in exact.items()}
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Inside, NumPy warns of nothing: what is tried there has no numbers, or none that are finite."""
+    with warnings.catch_warnings(), np.errstate(all="ignore"):
+        warnings.simplefilter("ignore", RuntimeWarning)
+        yield
 
 
 def copies(answers: dict) -> dict[str, np.ndarray]:
