@@ -1,6 +1,7 @@
 """`minivgg COMMAND …`: finds the command, and turns bad input into one line and exit status 2."""
 
 import argparse
+import logging
 import sys
 import warnings
 from collections.abc import Sequence
@@ -51,6 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(arguments: Sequence[str] | None) -> int:
     chosen = parser().parse_args(arguments)
     warnings.filterwarnings("ignore", module="PIL")  # what is wrong with a picture for good is an error anyway
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)  # no place for its cache, a font without a character
     try:
         if getattr(chosen, "picture", None):
             figures.check_path(chosen.picture)

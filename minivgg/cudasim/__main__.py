@@ -65,7 +65,8 @@ def _main(argv: list[str] | None) -> int:
     try:
         _run(options)
     except (cudasim.SimulatorError, cudasim.CompileError, OSError, ValueError) as error:
-        print(f"{error}", file=sys.stderr)
+        at_file = isinstance(error, OSError) and error.filename
+        print(f"{error.filename}: {error.strerror}" if at_file else error, file=sys.stderr)
         return 1 if isinstance(error, cudasim.SimulatorError) and not isinstance(error, cudasim.Refused) else 2
     except MemoryError as error:
         print(f"not enough memory: {error}", file=sys.stderr)
