@@ -2,6 +2,7 @@
 
 The map, from the ground up; each floor uses only those below it:
 
+    *.py        errors, and how all else writes a file, keeps a cache, saves a figure, prints a line
     cudasim/    runs CUDA C on the CPU, and finds races, overruns and wasted transactions; knows nothing of the rest
     backends/   where arithmetic meets the machine: memory order, compiled kernels, reused buffers, CPU, GPU, simulator
     ops/        arithmetic: pure functions, `<name>_forward` beside `<name>_backward`, `<name>.cu` beside `<name>.py`;
