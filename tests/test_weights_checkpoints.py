@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import weight_files
 from hostile_files import COMMAND, MARKER, model
-from weight_files import call, legacy_bytes, state_code, tensor, text, write_archive, zip_members
+from weight_files import call, integer, legacy_bytes, state_code, tensor, text, write_archive, zip_members
 
 from minivgg import weights
 from minivgg.cli.main import main
@@ -153,6 +153,13 @@ def test_a_tensor_beside_the_state_dict(tmp_path):
         write(tmp_path / "a.pth", wrapped({name: every[name] for name in order}), both)
         assert_loaded(tmp_path / "a.pth")
         assert weights.read(tmp_path / "a.pth").beside["best_acc1"] == "tensor () float32"
+
+
+@pytest.mark.parametrize("ends", [(b"(", b"t"), (b"](", b"e")], ids=["tuple", "list"])
+def test_a_state_dict_in_a_row_of_things(ends, tmp_path):
+    """Scripts save (state dict, epoch), or [state dict, optimiser's]."""
+    write(tmp_path / "a.pth", ends[0] + integer(7) + state_of(STATE) + optimiser() + ends[1])
+    assert_loaded(tmp_path / "a.pth")
 
 
 def optimiser(*legacy):

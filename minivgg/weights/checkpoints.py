@@ -47,9 +47,12 @@ def choose(built, part: str | None = None) -> tuple[Tensors, dict[str, str]]:
 
 
 def _contents(thing) -> dict:
-    """What a dict, an object like one, or a module holds by names; of anything else nothing."""
+    """What a dict, an object like one, or a module holds by names, and a list its dicts by their numbers; of anything
+    else nothing."""
     if isinstance(thing, Opaque):
         return thing.items or _module(thing)
+    if isinstance(thing, (list, tuple)):
+        return {str(i): value for i, value in enumerate(thing[:_MAX_OBJECTS]) if isinstance(value, (dict, Opaque))}
     return thing if isinstance(thing, dict) else {}
 
 
@@ -66,7 +69,7 @@ def _sets(built) -> dict[str, dict]:
         if named and all(isinstance(key, str) for key in named):
             found[place] = {key: value for key, value in holds.items() if isinstance(key, str)}
         for key, value in holds.items():
-            if not isinstance(key, str) or not isinstance(value, (dict, Opaque)):
+            if not isinstance(key, str) or not isinstance(value, (dict, list, tuple, Opaque)):
                 continue
             full = f"{place}.{key}".lstrip(".")
             if full.count(".") < _DEPTH and not any(word in key.lower() for word in _NOT_WEIGHTS):

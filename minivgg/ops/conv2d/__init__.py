@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from minivgg.backends.array import empty_on, kind_of, on_gpu
+from minivgg.backends.array import empty_on, kind_of, on_gpu, xp_of
 from minivgg.backends.jit import threads
 from minivgg.errors import BadInput
 from minivgg.ops.channels import add_per_channel, sum_per_channel
@@ -199,7 +199,7 @@ def conv2d_backward(dy, cache: Conv2dCache, *, need_dx=True, after_relu=False):
     check_gradient("conv2d_backward", dy, spec.y_shape, x.dtype)
     if spec.N == 0:
         db = sum_per_channel(dy) if has_bias else None
-        return empty_on(x)(x.shape, x.dtype) if need_dx else None, 0 * w, db
+        return empty_on(x)(x.shape, x.dtype) if need_dx else None, xp_of(w).zeros_like(w), db
     dx = None
     if need_dx:
         chosen = _chosen(algorithm, spec, "grad_input", x)
