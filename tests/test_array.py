@@ -3,12 +3,14 @@
 import os
 import subprocess
 import sys
+from functools import partial
 from itertools import permutations
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from minivgg import caches
 from minivgg.backends import array, jit
 from minivgg.backends.array import channels_last, empty_like, memory_run, nchw, nhwc, on_gpu, ordered_like, xp_of
 from minivgg.errors import BadInput
@@ -66,7 +68,7 @@ def test_a_kernel_is_never_handed_gaps():
 
 
 def test_a_kernel_of_the_cpu_refuses_what_is_on_a_simulated_gpu():
-    @jit.njit
+    @jit.njit(cache=False)
     def total(x):
         return x.sum()
 
@@ -240,7 +242,7 @@ def test_the_number_of_threads_comes_from_the_environment():
 
 def test_compiling_is_announced_once_and_to_people_alone(monkeypatch, capsys):
     monkeypatch.setattr(jit.threading, "Timer", AtOnce)
-    jit._say_that_we_compile.cache_clear()
+    monkeypatch.setattr(caches, "_said", set())
     with jit._patience():
         pass
     assert capsys.readouterr().err == ""  # nobody is looking
@@ -254,8 +256,8 @@ def test_compiling_is_announced_once_and_to_people_alone(monkeypatch, capsys):
 class AtOnce:
     """A timer that does not wait."""
 
-    def __init__(self, seconds, function):
-        self.start, self.cancel = function, lambda: None
+    def __init__(self, seconds, function, arguments):
+        self.start, self.cancel = partial(function, *arguments), lambda: None
 
 
 def test_kernels_run_as_plain_python():
