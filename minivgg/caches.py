@@ -85,6 +85,8 @@ def _refuse_strangers(folder: Path, tighten: bool) -> None:
 
 def store(path: Path, content: bytes) -> None:
     """Write `content` and its hash, whole or not at all. Raises OSError."""
+    if path.is_symlink():  # whose target is not ours to write to
+        path.unlink()
     with atomically(path) as temporary:
         temporary.write_bytes(content + _digest(path, content))
 

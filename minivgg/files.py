@@ -32,6 +32,8 @@ def atomically(path: Path, *, keep: Path | None = None) -> Iterator[Path]:
     the umask says. Raises OSError, naming `path`.
     """
     path = Path(os.path.realpath(path))
+    if not path.name:
+        raise FileExistsError(errno.EEXIST, "is a folder, and should be a file", str(path))
     temporary = _temporary(path)
     try:
         old = path.stat().st_mode if path.exists() else None

@@ -387,7 +387,9 @@ def test_the_command_runs_a_kernel_and_shows_what_it_wrote(tmp_path):
         ([], "choose one with --kernel"),
         (["--kernel", "who"], "who needs a value for int32* all"),
         (["--kernel", "who", "all=zeros:4", "b=1"], "who has no parameter b; it has all"),
-        (["--kernel", "who", "all=4"], "all=FILL:SHAPE with a fill of random, zeros, ones, count"),
+        (["--kernel", "who", "all=4"], "all=FILL:SHAPE, a fill of random, zeros, ones, count and a shape as 32x64"),
+        (["--kernel", "who", "all=zeros:4:int32"], "a shape as 32x64, not 'zeros:4:int32'"),
+        (["--kernel", "who", "all=zeros:-4"], "a shape as 32x64, not 'zeros:-4'"),
         (["--kernel", "who", "--block", "2000", "all=zeros:4"], "a block has at most 1024 threads"),
     ],
 )

@@ -1,6 +1,7 @@
 """`python -m minivgg.cudasim FILE.cu`: run one kernel of a file, and say what it did."""
 
 import argparse
+import re
 import sys
 from pathlib import Path
 
@@ -114,10 +115,14 @@ def _values(kernel, given: dict[str, str], rng) -> list:
 def _value(name: str, type_: str, text: str, rng):
     dtype = np.dtype(type_.removeprefix("const ").removesuffix("*"))
     if not type_.endswith("*"):
-        return dtype.type(float(text) if dtype.kind == "f" else int(text))
+        try:
+            return dtype.type(float(text) if dtype.kind == "f" else int(text))
+        except (ValueError, OverflowError):
+            raise ValueError(f"{name} is a number: {name}=N, {dtype}, not {text!r}") from None
     fill, _, shape = text.partition(":")
-    if fill not in _FILLS or not shape:
-        raise ValueError(f"{name} is an array: {name}=FILL:SHAPE with a fill of {', '.join(_FILLS)}, not {text!r}")
+    if fill not in _FILLS or not re.fullmatch(r"\d+(x\d+)*", shape, re.ASCII):
+        fills = ", ".join(_FILLS)
+        raise ValueError(f"{name} is an array: {name}=FILL:SHAPE, a fill of {fills} and a shape as 32x64, not {text!r}")
     return _FILLS[fill](_sizes(shape), rng).astype(dtype)
 
 
