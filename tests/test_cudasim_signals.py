@@ -137,12 +137,15 @@ ENDLESS = {
 @pytest.mark.parametrize("watched", [{}, {"memcheck": True}, {"racecheck": True}])
 @pytest.mark.parametrize("name", ENDLESS)
 def test_a_loop_without_an_end_is_stopped(name, watched):
-    start = time.thread_time()
     dtype = np.float32 if name == "loops_in_the_library" else np.int32
-    with pytest.raises(cudasim.SimulatorError, match=r"no end: a block has computed for 0.2 s") as error:
-        launch(name, dtype=dtype, **watched)
+    for _ in range(20):
+        start = time.thread_time()
+        with pytest.raises(cudasim.SimulatorError, match=r"no end: a block has computed for 0.2 s") as error:
+            launch(name, dtype=dtype, **watched)
+        assert time.thread_time() - start < 10
+        if "in cuda_on_cpu.h:" not in str(error.value):  # it was in the middle of an atomicAdd, say
+            break
     assert LINES[ENDLESS[name]] in str(error.value)
-    assert time.thread_time() - start < 10
 
 
 def test_many_short_blocks_may_take_longer():
@@ -268,3 +271,18 @@ def test_large_frames_are_given_back():
     for _ in range(2):
         launch("frame", block=256, options=(f"-DBYTES={500 << 10}",), orders=("forward",), seconds=20)
     assert resident() - before < 30 << 20, "256 frames of 500 KiB are 125 MiB"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_kernels_share_their_threads_stacks():
+    """Linux allows a process 65,530 pieces of memory, and guard pages make two for each thread: 32 kernels of 1024."""
+
+    def pieces():
+        with open("/proc/self/maps") as file:  # noqa: PTH123
+            return sum(1 for _ in file)
+
+    launch("frame", block=1024, orders=("forward",))
+    before = pieces()
+    for size in 8, 16, 24:
+        launch("frame", block=1024, options=(f"-DBYTES={size}",), orders=("forward",))
+    assert pieces() - before < 200

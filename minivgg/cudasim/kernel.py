@@ -24,6 +24,7 @@ MAX_THREADS, MAX_GRID = 1024, (2**31 - 1, 65535, 65535)
 MAX_STATIC_SHARED, MAX_SHARED = 48 << 10, 227 << 10  # bytes a block may declare, and may ask for at launch (sm_90)
 _ORDERS = {"forward": 0, "reverse": 1}
 _one_launch_at_a_time = threading.RLock()
+_stacks = (ctypes.c_size_t * 2)()  # where the threads' stacks are, and their size: for runtime.cpp to fill in
 
 
 def kernels_of(source: str) -> list[str]:
@@ -262,6 +263,7 @@ class _Library:
             order,
             ctypes.c_uint64(seed),
             ctypes.c_double(seconds),
+            _stacks,
         )
         return message and message.decode()
 

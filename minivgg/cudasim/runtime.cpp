@@ -39,9 +39,15 @@ struct Fiber : Thread {
 // touch: -fstack-clash-protection has large frames touch each page in turn, so that none is jumped over.
 constexpr size_t LOCAL = 512 << 10, ROOM = 64 << 10, GUARD = 64 << 10, STACK = GUARD + ROOM + LOCAL;
 
+// One for the process, whose kernels lie in many libraries, each with a runtime of its own: a guard page cuts memory in
+// two, and Linux allows 65,530 pieces.
+struct Stacks {
+    char* memory;
+    size_t size;
+};
+
 std::vector<Fiber> fibers;
-char* stacks;
-size_t stacks_size;
+Stacks* stacks;
 jmp_buf scheduler;
 ucontext_t scheduler_context, fiber_context;
 void (*kernel)(void**);
@@ -64,21 +70,24 @@ void step_aside() {
 
 // The stacks stay from launch to launch: their first touch, a page fault a thread, costs more than a small launch.
 bool provide_stacks(size_t size) {
-    if (size <= stacks_size) return true;
-    if (stacks_size) munmap(stacks, stacks_size);
+    if (size <= stacks->size) return true;
+    if (stacks->size) munmap(stacks->memory, stacks->size);
     void* memory = mmap(nullptr, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANON | MAP_NORESERVE, -1, 0);
-    stacks_size = memory == MAP_FAILED ? 0 : size;
-    stacks = static_cast<char*>(memory);
-    for (size_t at = 0; at < stacks_size; at += STACK) mprotect(stacks + at, GUARD, PROT_NONE);
-    return stacks_size;
+    *stacks = {static_cast<char*>(memory), memory == MAP_FAILED ? 0 : size};
+    for (size_t at = 0; at < stacks->size; at += STACK)
+        if (mprotect(stacks->memory + at, GUARD, PROT_NONE)) {
+            munmap(stacks->memory, stacks->size);
+            stacks->size = 0;
+        }
+    return stacks->size;
 }
 
 // But a thousand threads with large frames touch half a gigabyte, which goes back. Whether there was such a frame: the
 // first thread's says, by whether a page below those that calls need is there.
 void give_back_large_frames() {
     unsigned char there = 0;
-    char* below = stacks + STACK - 2 * ROOM;
-    if (stacks_size && !mincore(below, 1, &there) && there & 1) madvise(stacks, stacks_size, MADV_DONTNEED);
+    char* below = stacks->memory + STACK - 2 * ROOM;
+    if (!mincore(below, 1, &there) && there & 1) madvise(stacks->memory, stacks->size, MADV_DONTNEED);
 }
 
 void live() {  // a fiber's life: one thread of each block
@@ -99,7 +108,7 @@ void resume(Fiber& fiber, size_t number) {
     if (fiber.started) _longjmp(fiber.place, 1);
     fiber.started = true;
     getcontext(&fiber_context);
-    fiber_context.uc_stack.ss_sp = stacks + number * STACK + GUARD;
+    fiber_context.uc_stack.ss_sp = stacks->memory + number * STACK + GUARD;
     fiber_context.uc_stack.ss_size = STACK - GUARD;
     fiber_context.uc_link = nullptr;
     makecontext(&fiber_context, live, 0);
@@ -169,7 +178,10 @@ void run_block(uint3 block, int order) {
         for (size_t i : turns) {
             if (fibers[i].state != READY) continue;
             resume(fibers[i], i);
-            if (Signals::stopped()) fail(Signals::why(fibers[i], at(fibers[i].where)));
+            if (Signals::stopped()) {
+                const bool meets = fibers[i].state == AT_MEETING;  // the line is that of the call, not one of ours
+                fail(Signals::why(fibers[i], at(fibers[i].where), meets));
+            }
             if (!error.empty()) return;
             moved = true;
         }
@@ -209,11 +221,11 @@ void leave_kernel_at(Where where) {
 }
 
 bool on_a_stack(const void* address) {
-    return address >= stacks && address < stacks + stacks_size;
+    return stacks && address >= stacks->memory && address < stacks->memory + stacks->size;
 }
 
 bool in_a_guard(const void* address) {
-    return on_a_stack(address) && (static_cast<const char*>(address) - stacks) % STACK < GUARD;
+    return on_a_stack(address) && (static_cast<const char*>(address) - stacks->memory) % STACK < GUARD;
 }
 
 extern "C" {
@@ -298,7 +310,8 @@ void cudasim_copies_wait(int groups_left) {
 
 // Runs the kernel; null if all went well, else what went wrong.
 const char* cudasim_launch(void (*call)(void**), void** values, const unsigned* grid, const unsigned* block,
-                           size_t shared_bytes, int order, uint64_t seed, double seconds) {
+                           size_t shared_bytes, int order, uint64_t seed, double seconds, Stacks* of_the_process) {
+    stacks = of_the_process;
     kernel = call, arguments = values, error.clear(), random_bits.seed(seed);
     cudasim_grid_size = dim3(grid[0], grid[1], grid[2]);
     cudasim_block_size = dim3(block[0], block[1], block[2]);

@@ -29,7 +29,7 @@ struct Signals {
     static void next_block();
     static bool stopped();
     [[noreturn]] static void leave(void* pc);  // what is stopped, by a call whose return address this is
-    static std::string why(const Thread& last, const std::string& place);
+    static std::string why(const Thread& last, const std::string& place, bool meets);
 };
 
 // watch.cpp: what happened, in the order in which it did

@@ -153,13 +153,13 @@ void Signals::leave(void* pc) {
     leave_kernel();
 }
 
-std::string Signals::why(const Thread& last, const std::string& place) {
+std::string Signals::why(const Thread& last, const std::string& place, bool meets) {
     if (stop == SIGINT) return "stopped by Ctrl-C";
     if (fault.signal) return full_name_of(fault.thread) + what_happened() + in_line(fault.pc);
     char seconds[32];
     snprintf(seconds, sizeof seconds, "%g s", limit);
     return std::string("no end: a block has computed for ") + seconds + ", and still does, as " +
-           full_name_of(fault.pc ? fault.thread : last) + (fault.pc ? in_line(fault.pc) : ", at " + place) +
+           full_name_of(fault.pc ? fault.thread : last) + (fault.pc && !meets ? in_line(fault.pc) : ", at " + place) +
            "; checking(seconds=...) gives it longer";
 }
 
