@@ -22,6 +22,7 @@ DEFAULTS = {
         "prepare": None,
         "growth": 1.0,
         "eps": 2.0**-23,
+        "mixes": (),
         "dtypes": ("float32", "float64"),
     },
     avgpool2d_forward: {"stride": None, "padding": 0, "count_include_pad": True},

@@ -263,9 +263,8 @@ def written(tmp_path_factory):
 
 def twin(normalise=True):
     """Our network of the same layers."""
-    block = [BatchNorm2d(WIDTH), ReLU()] if normalise else [ReLU()]
-    layers = [layer for _ in NAMES for layer in (Conv2d(WIDTH, WIDTH, 3, padding=1), *block)]
-    layers = [type(layer)(WIDTH) if isinstance(layer, BatchNorm2d) else layer for layer in layers]
+    blocks = [[Conv2d(WIDTH, WIDTH, 3, padding=1), *[BatchNorm2d(WIDTH)] * normalise, ReLU()] for _ in NAMES]
+    layers = [layer for block in blocks for layer in block]
     inputs = WIDTH * (SIZE // 2) ** 2
     heads = [Linear(inputs, 6), ReLU(), Dropout(0.5), Linear(6, 6), ReLU(), Linear(6, 6)]
     return Sequential(*layers, MaxPool2d(2), Flatten(), *heads)

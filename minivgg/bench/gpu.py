@@ -123,8 +123,9 @@ class Contestant(worker.Contestant):
 
 
 def _torch():
-    """PyTorch, if this process has imported it."""
-    return sys.modules.get("torch")
+    """PyTorch, if this process has imported it and it has a GPU."""
+    torch = sys.modules.get("torch")
+    return torch if torch and torch.cuda.is_available() else None
 
 
 def held() -> int:
