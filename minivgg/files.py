@@ -58,10 +58,8 @@ def atomically(path: Path, *, keep: Path | None = None) -> Iterator[Path]:
         finally:
             temporary.unlink(missing_ok=True)
     except OSError as error:
-        if error.errno and str(error.filename) in (
-            "None",
-            str(temporary),
-        ):  # write() knows no name, and nobody else this one
+        nameless = str(error.filename) in ("None", str(temporary))  # write() knows no name, and nobody else this one
+        if error.errno and nameless:
             error.filename, error.filename2 = str(path), None
         raise
 

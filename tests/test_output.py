@@ -226,7 +226,7 @@ def test_a_network_of_classes_with_any_names(tmp_path):
     def run(*arguments, encoding):
         command = [sys.executable, "-m", "minivgg", *map(os.fsencode, arguments)]
         environment = os.environ | {"PYTHONIOENCODING": encoding, "PYTHONPATH": str(ROOT)}
-        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, timeout=100)
+        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, timeout=300)
         assert (done.returncode, done.stderr) == (0, b"")
         assert not {*b"\x1b\x07\r\x9b"} & {*done.stdout.replace("猫".encode(), b"").replace("🐈".encode(), b"")} - {
             0x9B
