@@ -278,5 +278,6 @@ def test_a_full_disk_is_one_line(data, capsys, monkeypatch):
 def test_a_reader_that_stops_reading_is_told_as_usual():
     command = f"'{sys.executable}' -m minivgg bugs | head -1; exit ${{PIPESTATUS[0]}}"
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stderr) == (141, "")
+    assert done.returncode in (0, 141)  # 0 where all was written before the reader went away
+    assert done.stderr == ""
     assert done.stdout.startswith("NAME")
