@@ -50,6 +50,16 @@ def _finish_block(code, rows, sums, bias, bias_at, floor, y, y_at, y_row, watche
     watched.store(watched_at, seen.value)
 
 
+@traced
+def _watch_sums(code, rows, sums, watched, watched_at):
+    """Look at sums (rows, 32): where they are finite and a bias is not, the definition's results are no more."""
+    seen = code.variable(watched.load(watched_at))
+    for i in code.loop(rows):
+        for j in (0, LANES):
+            seen.value = sums.load(i * COLUMNS + j) * 0 + seen.value
+    watched.store(watched_at, seen.value)
+
+
 @njit(cache=True, inline="always")
 def finish(rows, sums, o, bias, floor, mask, masked, y, at, O, watched, watched_at):
     """y (rows, O)[:, o : o + 32] = max(sums + bias, floor); if `masked`, 0 unless mask > 0; `watched` as in `taps`.
@@ -61,11 +71,11 @@ def finish(rows, sums, o, bias, floor, mask, masked, y, at, O, watched, watched_
     if outputs == COLUMNS and not masked:
         _finish_block(rows, sums, bias, o, floor, y, at + o, O, watched, watched_at)
         return
+    _watch_sums(rows, sums, watched, watched_at)
     for i in range(rows):
         to = at + i * O + o
         for j in range(outputs):
             value = sums[i * COLUMNS + j] + bias[o + j]
-            watched[watched_at] += value - value
             y[to + j] = 0 if masked and not mask[to + j] > 0 else floor[0] if value <= floor[0] else value
 
 
