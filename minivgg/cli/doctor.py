@@ -32,7 +32,7 @@ def add(commands) -> None:
     command.add_argument("--classifier-width", type=int, metavar="N", help="units of the linear layers (the model's)")
     command.add_argument("--input-size", type=int, default=32, metavar="PX", help="height and width of the images")
     command.add_argument("--data", metavar="NAME", help="as for minivgg train (the bundled images, or the run's)")
-    command.add_argument("--batch-size", type=int, default=32, metavar="N", help="images in the batch")
+    command.add_argument("--batch-size", type=int, default=64, metavar="N", help="images in the batch, as in training")
     command.add_argument("--seed", type=int, default=0, metavar="N", help="of weights and of the choice of images")
     command.add_argument("--raw", action="store_true", help="leave pixels at 0 to 255, to see what that does")
     command.add_argument(

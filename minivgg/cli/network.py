@@ -92,7 +92,7 @@ def told():
         warnings.simplefilter("always", UserWarning)
         yield
     for warning in caught:
-        print(f"minivgg: {warning.message}", file=sys.stderr)
+        print(f"minivgg: {in_line(warning.message)}", file=sys.stderr)
 
 
 def newest_run() -> Path:
